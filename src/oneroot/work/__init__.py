@@ -1,0 +1,1 @@
+"""What every change is made of: plan, show, apply; journal, locks, progress, parallelism."""

@@ -1,0 +1,54 @@
+"""Plan, show, apply: a change is a list of small steps that describe, do and undo themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+from oneroot.work import killpoint
+from oneroot.work.progress import SILENT, Progress
+
+
+class Step(Protocol):
+    """One small change. ``apply`` is idempotent: done twice, it is as if done once."""
+
+    def describe(self) -> str:
+        """Say in one line what will be done, for plans, logs and the journal."""
+
+    def apply(self) -> None:
+        """Do it. Raises, and leaves nothing half, when it cannot."""
+
+    def undo(self) -> None:
+        """Take it back, as far as it was done; doing nothing is right for a harmless step."""
+
+
+def describe_all(steps: Iterable[Step]) -> list[str]:
+    """Return the plan as text, a line a step."""
+    return [step.describe() for step in steps]
+
+
+def apply_all(steps: Sequence[Step], *, progress: Progress = SILENT) -> None:
+    """Do the steps in order; when one fails, undo what was done, last first, and raise its error.
+
+    An undo that fails too is added to the first error as a note and never hides it.
+    """
+    done: list[Step] = []
+    for step in steps:
+        description = step.describe()
+        killpoint.reach(f"before: {description}")
+        progress.note(description)
+        done.append(step)
+        try:
+            step.apply()
+        except BaseException as first:
+            _undo(done, first)
+            raise
+        killpoint.reach(f"after: {description}")
+
+
+def _undo(done: list[Step], first: BaseException) -> None:
+    for step in reversed(done):
+        try:
+            step.undo()
+        except Exception as second:
+            first.add_note(f"could not undo “{step.describe()}”: {second}")
