@@ -1,1 +1,1 @@
-""""""
+"""A person's words enter here, results and errors leave here: parse, call, render."""

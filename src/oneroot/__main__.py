@@ -1,0 +1,5 @@
+"""``python -m oneroot``."""
+
+from oneroot.cli.main import main
+
+main()
