@@ -35,9 +35,7 @@ class OnerootError(Exception):
     exit_code: ClassVar[ExitCode] = ExitCode.FAILED
     code: ClassVar[str] = "failed"
 
-    def __init__(
-        self, what: str, *, why: str = "", fix: str = "", container: str | None = None
-    ) -> None:
+    def __init__(self, what: str, *, why: str = "", fix: str = "", container: str | None = None) -> None:
         super().__init__(what)
         self.what = what
         self.why = why

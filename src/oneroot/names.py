@@ -63,7 +63,9 @@ def _unknown(pattern: str, names: list[str], what: str) -> UnknownName:
     import difflib
 
     if is_pattern(pattern):
-        return UnknownName(f"No {what} matches {pattern!r}", fix="oneroot ls" if what == "container" else "oneroot base ls")
+        return UnknownName(
+            f"No {what} matches {pattern!r}", fix="oneroot ls" if what == "container" else "oneroot base ls"
+        )
     near = difflib.get_close_matches(pattern, names, n=1)
     fix = f"did you mean {near[0]}?" if near else ("oneroot ls" if what == "container" else "oneroot base ls")
     return UnknownName(f"There is no {what} {pattern}", why=f"{len(names)} exist", fix=fix)

@@ -159,7 +159,7 @@ def load(file: Path | None = None) -> Settings:
         raw = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
         raise UsageError(f"The settings file {path} is not YAML", why=str(error)) from error
-    settings = _build(Settings, raw, path, "")
+    settings: Settings = _build(Settings, raw, path, "")
     _check(settings, path)
     return settings
 
@@ -172,9 +172,7 @@ def _build(cls: type[Any], raw: object, path: Path, where: str) -> Any:
     for key, value in raw.items():
         name = f"{where}.{key}" if where else str(key)
         if key not in fields:
-            raise UsageError(
-                f"{path}: unknown key {name}", fix=f"known here: {', '.join(sorted(fields))}"
-            )
+            raise UsageError(f"{path}: unknown key {name}", fix=f"known here: {', '.join(sorted(fields))}")
         default = fields[key].default
         if dataclasses.is_dataclass(default):
             values[key] = _build(type(default), value, path, name)

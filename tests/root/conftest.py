@@ -94,7 +94,9 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
 def clean_up(settings: Settings) -> None:
     """Stop every container below the test's LXC path, whatever state it is in."""
     lxc = settings.paths.lxc
-    said = subprocess.run(["lxc-ls", "-P", lxc, "-1", "--active"], capture_output=True, text=True, check=False)
+    said = subprocess.run(
+        ["lxc-ls", "-P", lxc, "-1", "--active"], capture_output=True, text=True, check=False
+    )
     children = [
         subprocess.Popen(["lxc-stop", "-k", "-P", lxc, "-n", name], stderr=subprocess.DEVNULL)
         for name in said.stdout.split()

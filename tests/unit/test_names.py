@@ -17,7 +17,23 @@ def test_names_of_the_contract_are_taken(good: str) -> None:
 
 @pytest.mark.parametrize(
     "bad",
-    ["", "-a", "a-", "a/b", "..", ".", "a b", "x" * 64, "x" * 300, "Web", "wéb", "a\n", "a\x00", "../a", "--all"],
+    [
+        "",
+        "-a",
+        "a-",
+        "a/b",
+        "..",
+        ".",
+        "a b",
+        "x" * 64,
+        "x" * 300,
+        "Web",
+        "wéb",
+        "a\n",
+        "a\x00",
+        "../a",
+        "--all",
+    ],
 )
 def test_anything_else_is_refused_with_a_reason(bad: str) -> None:
     with pytest.raises(UsageError) as caught:

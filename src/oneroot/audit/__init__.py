@@ -1,1 +1,1 @@
-""""""
+"""What really runs: proof, stale processes, overrides."""

@@ -1,1 +1,1 @@
-""""""
+"""Bases: immutable, numbered versions of a root filesystem."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import os
+import sys
 
 import click
 
@@ -57,6 +58,6 @@ def confirm(question: str, *, yes: bool) -> None:
     """
     if yes:
         return
-    if not click.get_text_stream("stdin").isatty():
+    if not sys.stdin.isatty():
         raise click.UsageError(f"{render.escape(question)} Say so with --yes.")
     click.confirm(render.escape(question), abort=True, err=True)

@@ -184,9 +184,7 @@ def _usage(error: click.ClickException, as_json: bool) -> int:
     from oneroot.errors import UsageError
 
     command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "oneroot"
-    render.print_error(
-        UsageError(error.format_message(), fix=f"{command} --help"), as_json=as_json
-    )
+    render.print_error(UsageError(error.format_message(), fix=f"{command} --help"), as_json=as_json)
     return ExitCode.USAGE
 
 
@@ -197,7 +195,9 @@ def _unexpected(error: Exception, debug: bool, as_json: bool) -> int:
     if debug:
         raise error
     if isinstance(error, OSError) and error.errno in (28, 122):
-        shown: OnerootError = NoSpace("A filesystem is full", why=str(error), fix="free space, then run the same command again")
+        shown: OnerootError = NoSpace(
+            "A filesystem is full", why=str(error), fix="free space, then run the same command again"
+        )
     else:
         shown = OnerootError(
             "oneroot met something that it did not expect",

@@ -31,7 +31,7 @@ def escape(text: object) -> str:
 
 
 def _printable(char: str) -> bool:
-    return char.isascii() and char.isprintable() or unicodedata.category(char)[0] not in "CZ" or char == " "
+    return (char.isascii() and char.isprintable()) or unicodedata.category(char)[0] not in "CZ" or char == " "
 
 
 def _written_out(char: str) -> str:
@@ -138,7 +138,10 @@ def print_error(error: OnerootError, *, as_json: bool = False) -> None:
         return
     where = f"{error.container}: " if error.container and error.container not in error.what else ""
     lines = [f"oneroot: {where}{error.what}"]
-    lines += [f"  why: {line}" if place == 0 else f"       {line}" for place, line in enumerate(error.why.splitlines())]
+    lines += [
+        f"  why: {line}" if place == 0 else f"       {line}"
+        for place, line in enumerate(error.why.splitlines())
+    ]
     if error.fix:
         lines.append(f"  fix: {error.fix}")
     lines += [f"  also: {note}" for note in getattr(error, "__notes__", [])]
@@ -162,7 +165,14 @@ def _cell(value: object) -> str:
             return escape(value)
 
 
-_STYLES = {"RUNNING": "green", "FAIL": "bold red", "WARN": "yellow", "OK": "green", "proven": "green", "not proven": "bold red"}
+_STYLES = {
+    "RUNNING": "green",
+    "FAIL": "bold red",
+    "WARN": "yellow",
+    "OK": "green",
+    "proven": "green",
+    "not proven": "bold red",
+}
 
 
 def _style(value: object) -> str:

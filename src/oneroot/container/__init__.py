@@ -1,1 +1,1 @@
-""""""
+"""Containers: declared, made, started, stopped, looked at."""

@@ -1,1 +1,1 @@
-""""""
+"""What the host must offer, and how it is given."""

@@ -1,1 +1,1 @@
-""""""
+"""Package managers: apt, and later dnf."""

@@ -1,1 +1,1 @@
-""""""
+"""Moving containers from one generation to another."""

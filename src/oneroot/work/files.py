@@ -23,12 +23,10 @@ T = TypeVar("T")
 def converter() -> cattrs.Converter:
     """Return the converter between values and plain JSON data; refuses unknown keys."""
     import cattrs  # slow to import, and not every command reads a state file
-    from cattrs.gen import make_dict_structure_fn
 
     made = cattrs.Converter(forbid_extra_keys=True, detailed_validation=False)
     made.register_unstructure_hook(Path, str)
     made.register_structure_hook(Path, lambda value, _: Path(value))
-    del make_dict_structure_fn
     return made
 
 
@@ -47,7 +45,7 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o600, durable: bool = 
             file.flush()
             if durable:
                 os.fsync(file.fileno())
-        os.rename(name, path)
+        Path(name).rename(path)
         name = ""
         if durable:
             sync_directory(path.parent)
@@ -60,7 +58,7 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o600, durable: bool = 
     finally:
         if name:
             with contextlib.suppress(OSError):
-                os.unlink(name)
+                Path(name).unlink()
 
 
 def sync_directory(path: Path) -> None:

@@ -33,7 +33,7 @@ def requested() -> bool:
     return _requested.is_set()
 
 
-class shielded:
+class Shielded:
     """Let a short, critical stretch of the main thread end before a signal is heard."""
 
     def __enter__(self) -> None:

@@ -248,7 +248,8 @@ class Journal:
         column = "started" if state is StepState.DOING else "ended"
         with self._transaction() as connection:
             connection.execute(
-                f"UPDATE steps SET state = ?, message = ?, {column} = ? WHERE run = ? AND container = ?",
+                f"UPDATE steps SET state = ?, message = ?, {column} = ?"  # noqa: S608  one of two names
+                " WHERE run = ? AND container = ?",
                 (state.value, message, _now(), run, container),
             )
         killpoint.reach(f"journal: {container} {state.value}")
@@ -284,7 +285,9 @@ class Journal:
 
     def steps(self, run: RunId) -> list[RunStep]:
         """Return a run's steps in their order."""
-        return [_step(row) for row in self._query("SELECT * FROM steps WHERE run = ? ORDER BY position", (run,))]
+        return [
+            _step(row) for row in self._query("SELECT * FROM steps WHERE run = ? ORDER BY position", (run,))
+        ]
 
     def record_proof(self, base: str, generation: int | None, proven: bool, document: object) -> None:
         """Keep a proof as evidence."""
@@ -294,7 +297,9 @@ class Journal:
                 (base, generation, _now(), proven, json.dumps(document)),
             )
 
-    def proofs(self, base: str | None = None, *, limit: int = 20) -> list[tuple[str, bool, dict[str, object]]]:
+    def proofs(
+        self, base: str | None = None, *, limit: int = 20
+    ) -> list[tuple[str, bool, dict[str, object]]]:
         """Return kept proofs, newest first, as (taken, proven, document)."""
         rows = self._query(
             "SELECT * FROM proofs WHERE ?1 IS NULL OR base = ?1 ORDER BY id DESC LIMIT ?2", (base, limit)
@@ -303,7 +308,7 @@ class Journal:
 
     def _query(self, sql: str, values: Sequence[object]) -> list[sqlite3.Row]:
         with self._lock:
-            return self._connection.execute(sql, tuple(values)).fetchall()  # type: ignore[arg-type]
+            return self._connection.execute(sql, tuple(values)).fetchall()
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:

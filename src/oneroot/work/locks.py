@@ -27,7 +27,7 @@ from pathlib import Path
 from oneroot.errors import Busy
 from oneroot.settings import Paths
 
-TOKEN_VARIABLE = "ONEROOT_LOCK_TOKEN"
+TOKEN_VARIABLE = "ONEROOT_LOCK_TOKEN"  # noqa: S105  the name of a variable, no secret
 TOKEN = secrets.token_hex(16)
 """Names this process in the locks that it holds."""
 

@@ -71,6 +71,4 @@ class _JsonTask:
         self._title = title
 
     def done(self, name: str, *, failed: bool = False, message: str = "") -> None:
-        self._events.emit(
-            event="done", title=self._title, name=name, failed=failed, message=message
-        )
+        self._events.emit(event="done", title=self._title, name=name, failed=failed, message=message)

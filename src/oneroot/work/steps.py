@@ -50,5 +50,5 @@ def _undo(done: list[Step], first: BaseException) -> None:
     for step in reversed(done):
         try:
             step.undo()
-        except Exception as second:
+        except Exception as second:  # noqa: BLE001  kept as a note of the first error
             first.add_note(f"could not undo “{step.describe()}”: {second}")

@@ -74,4 +74,4 @@ def test_readers_see_old_or_new_whenever_the_writer_is_killed(tmp_path: Path) ->
         os.kill(child.pid, signal.SIGKILL)
         child.wait()
         content = file.read_bytes()
-        assert len(content) == 100000 and len(set(content)) == 1 or content.startswith(b"{")
+        assert (len(content) == 100000 and len(set(content)) == 1) or content.startswith(b"{")
