@@ -1,0 +1,185 @@
+"""Starting and stopping containers, many at once.
+
+Each container is changed under its own lock. Starting one that runs and stopping one that does not
+are done already, not errors; so every verb can be said again after whatever interrupted it.
+"""
+
+from __future__ import annotations
+
+import enum
+import time
+from collections.abc import Collection, Sequence
+
+from oneroot.container import lease, lxc, network, spec
+from oneroot.container.lease import Lease
+from oneroot.container.state import State, read_state, read_states
+from oneroot.errors import CorruptState, OnerootError
+from oneroot.settings import Settings
+from oneroot.work import killpoint, locks
+from oneroot.work.parallel import Outcome, for_each
+from oneroot.work.progress import SILENT, Progress
+
+_LOCK_PATIENCE = 10.0
+_MONITOR_PATIENCE = 10.0
+_POLL = 0.001
+
+
+class Change(enum.Enum):
+    """What a verb did to a container."""
+
+    STARTED = "started"
+    STOPPED = "stopped"
+    RESTARTED = "restarted"
+    NOTHING = "nothing to do"
+
+
+def start(settings: Settings, names: Sequence[str], *, progress: Progress = SILENT) -> list[Outcome[Change]]:
+    """Start containers, each on the current generation of its base."""
+    prepare(settings)
+    return for_each(
+        names,
+        lambda name: start_one(settings, name, verb="start"),
+        workers=settings.workers,
+        title="start",
+        progress=progress,
+    )
+
+
+def stop(
+    settings: Settings, names: Sequence[str], *, timeout: float | None = None, progress: Progress = SILENT
+) -> list[Outcome[Change]]:
+    """Stop containers: the signal that their init understands, then SIGKILL after *timeout* seconds."""
+    return for_each(
+        names,
+        lambda name: stop_one(settings, name, verb="stop", timeout=timeout),
+        # Most of a stop is waiting for the container's own processes.
+        workers=4 * settings.workers,
+        title="stop",
+        progress=progress,
+    )
+
+
+def restart(
+    settings: Settings, names: Sequence[str], *, timeout: float | None = None, progress: Progress = SILENT
+) -> list[Outcome[Change]]:
+    """Stop and start containers; one that is stopped is started."""
+    prepare(settings)
+
+    def both(name: str) -> Change:
+        with locks.container(settings.paths, name, verb="restart", wait=_LOCK_PATIENCE):
+            was = stop_locked(settings, name, timeout=timeout)
+            start_locked(settings, name)
+        return Change.RESTARTED if was is Change.STOPPED else Change.STARTED
+
+    return for_each(names, both, workers=settings.workers, title="restart", progress=progress)
+
+
+def prepare(settings: Settings) -> None:
+    """Make ready what every start needs, once for many: the network, and the hook's directories."""
+    for directory, mode in (
+        (settings.paths.run, 0o711),
+        (settings.paths.locks, 0o700),
+        (settings.paths.leases, 0o700),
+        (settings.paths.run / "hook", 0o700),
+        (settings.paths.lower, 0o711),
+        (settings.paths.overlay, 0o711),
+    ):
+        directory.mkdir(mode=mode, parents=True, exist_ok=True)
+        if directory.stat().st_mode & 0o777 != mode:
+            directory.chmod(mode)
+    network.ensure(settings)
+
+
+def start_one(settings: Settings, name: str, *, verb: str) -> Change:
+    """Start one container under its lock. `prepare` was called before."""
+    with locks.container(settings.paths, name, verb=verb, wait=_LOCK_PATIENCE):
+        return start_locked(settings, name)
+
+
+def stop_one(settings: Settings, name: str, *, verb: str, timeout: float | None = None) -> Change:
+    """Stop one container under its lock."""
+    with locks.container(settings.paths, name, verb=verb, wait=_LOCK_PATIENCE):
+        return stop_locked(settings, name, timeout=timeout)
+
+
+def start_locked(settings: Settings, name: str) -> Change:
+    """Start a container whose lock the caller holds."""
+    if not _declared(settings, name):
+        raise OnerootError(f"There is no container {name}", fix="oneroot ls", container=name)
+    found = read_state(settings, name)
+    if found.damage:
+        raise CorruptState(f"The container {name} is damaged", why=found.damage, container=name)
+    if found.state.up:
+        return Change.NOTHING
+    if found.lease is not None and found.lease.held:
+        _wait_for_end(found.lease)
+    killpoint.reach(f"before: start {name}")
+    lxc.start(settings.paths, name, timeout=settings.timeouts.start)
+    killpoint.reach(f"after: start {name}")
+    return Change.STARTED
+
+
+def stop_locked(settings: Settings, name: str, *, timeout: float | None = None) -> Change:
+    """Stop a container whose lock the caller holds, and forget its lease."""
+    held = lease.read(settings.paths, name)
+    if held is None or not held.held:
+        lease.drop(settings.paths, name)
+        return Change.NOTHING
+    killpoint.reach(f"before: stop {name}")
+    patience = settings.timeouts.stop if timeout is None else timeout
+    if patience > 0:
+        lxc.stop(settings.paths, name, timeout=patience)
+    else:
+        lxc.kill(settings.paths, name)
+    # LXC answers before its monitor has taken the network down, whose name the next start needs.
+    _wait_for_end(held)
+    lease.drop(settings.paths, name)
+    killpoint.reach(f"after: stop {name}")
+    return Change.STOPPED
+
+
+def wait(
+    settings: Settings, names: Sequence[str], states: Collection[State], *, timeout: float
+) -> list[Outcome[State]]:
+    """Wait until each container is in one of the states, or the time is over."""
+    end = time.monotonic() + timeout
+    reached: dict[str, State] = {}
+    while True:
+        missing = [name for name in names if name not in reached]
+        found = {state.name: state.state for state in read_states(settings, missing)}
+        reached |= {name: state for name, state in found.items() if state in states}
+        if len(reached) == len(names) or time.monotonic() >= end:
+            break
+        time.sleep(0.05)
+    wanted = " or ".join(sorted(state.value for state in states))
+    return [
+        Outcome(name=name, value=reached[name])
+        if name in reached
+        else Outcome(
+            name=name,
+            error=OnerootError(
+                f"{name} did not become {wanted} within {timeout:g} s",
+                why=f"it is {found[name].value}",
+                fix=f"oneroot info {name}",
+                container=name,
+            ),
+        )
+        for name in names
+    ]
+
+
+def _declared(settings: Settings, name: str) -> bool:
+    return spec.spec_file(settings.paths, name).exists()
+
+
+def _wait_for_end(held: Lease) -> None:
+    end = time.monotonic() + _MONITOR_PATIENCE
+    while held.held:
+        if time.monotonic() > end:
+            raise OnerootError(
+                f"The LXC monitor of {held.container} does not end",
+                why=f"process {held.monitor} lives on {_MONITOR_PATIENCE:g} s after the container stopped",
+                fix=f"look at process {held.monitor}; kill it if it hangs",
+                container=held.container,
+            )
+        time.sleep(_POLL)

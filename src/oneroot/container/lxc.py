@@ -1,0 +1,121 @@
+"""The door to the ``lxc-*`` programs: one function for each that we use.
+
+Start and stop go through the programs and not through python3-lxc: the monitor would be a fork of
+our interpreter (8.9 MB instead of 3.2), and its calls hold the interpreter's lock.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from pathlib import Path
+
+from oneroot.errors import CommandFailed, OnerootError
+from oneroot.run import run
+from oneroot.settings import Paths
+from oneroot.work import locks
+
+_SPAWN_PATIENCE = 20.0
+"""Seconds that LXC may need beyond the container's own."""
+
+_CLEAN_ENVIRONMENT = {
+    "TERM": "xterm",
+    "LANG": "C.UTF-8",
+    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "HOME": "/root",
+}
+
+
+def start(paths: Paths, name: str, *, timeout: float) -> None:
+    """lxc-start; returns when the container runs. The caller holds the container's lock.
+
+    :raises OnerootError: with the cause as far as LXC or our hook tell it.
+    """
+    refusal = paths.run / "hook" / f"{name}.error"
+    refusal.unlink(missing_ok=True)
+    argv = ["lxc-start", "-P", str(paths.lxc), "-n", name]
+    token = {locks.TOKEN_VARIABLE: locks.TOKEN}
+    try:
+        run(argv, timeout=timeout + _SPAWN_PATIENCE, env=token, container=name)
+    except CommandFailed as error:
+        if refused := _read(refusal):
+            raise OnerootError(
+                f"The container {name} was not started",
+                why=refused,
+                fix="oneroot info " + name,
+                container=name,
+            ) from error
+        if error.returncode is None:
+            raise
+        _start_again_with_log(paths, name, argv, token, timeout)
+
+
+def _start_again_with_log(
+    paths: Paths, name: str, argv: list[str], token: dict[str, str], timeout: float
+) -> None:
+    """LXC tells the cause of most failures at level INFO only, which costs too much for every start."""
+    log = paths.run / "hook" / f"{name}.log"
+    log.parent.mkdir(mode=0o700, exist_ok=True)
+    log.unlink(missing_ok=True)
+    try:
+        run(
+            [*argv, "-l", "INFO", "-o", str(log)],
+            timeout=timeout + _SPAWN_PATIENCE,
+            env=token,
+            container=name,
+        )
+    except CommandFailed as error:
+        refused = _read(paths.run / "hook" / f"{name}.error")
+        raise OnerootError(
+            f"The container {name} was not started",
+            why=refused or _cause(_read(log)) or error.why,
+            fix=f"read {log}, and {paths.container(name) / 'console.log'}",
+            container=name,
+        ) from error
+
+
+def stop(paths: Paths, name: str, *, timeout: float) -> None:
+    """lxc-stop: the container's own stop signal, and SIGKILL after *timeout* seconds."""
+    argv = ["lxc-stop", "-P", str(paths.lxc), "-n", name, "-t", str(max(1, round(timeout)))]
+    # Status 2: it was not running any more when lxc-stop looked.
+    run(argv, timeout=timeout + _SPAWN_PATIENCE, ok=(0, 2), container=name)
+
+
+def kill(paths: Paths, name: str) -> None:
+    """lxc-stop --kill: SIGKILL to all processes, at once."""
+    run(
+        ["lxc-stop", "-P", str(paths.lxc), "-n", name, "--kill"],
+        timeout=_SPAWN_PATIENCE,
+        ok=(0, 2),
+        container=name,
+    )
+
+
+def attach_argv(paths: Paths, name: str, argv: tuple[str, ...], *, term: str = "xterm") -> list[str]:
+    """Return the command line that runs *argv* inside a running container, as its root, with a clean
+    environment: without ``--clear-env`` every variable of ours would be visible inside.
+    """
+    variables = {**_CLEAN_ENVIRONMENT, "TERM": term}
+    settings = [f"--set-var={key}={value}" for key, value in variables.items()]
+    return ["lxc-attach", "-P", str(paths.lxc), "-n", name, "--clear-env", *settings, "--", *argv]
+
+
+def _read(path: Path) -> str:
+    with contextlib.suppress(OSError):
+        return path.read_text(encoding="utf-8", errors="backslashreplace")[:20_000].strip()
+    return ""
+
+
+_LOG_LINE = re.compile(r"^lxc-start \S+ \S+ (?:ERROR|WARN)\s+\S+ - \S+ - (.*)$", re.MULTILINE)
+_NOISE = (
+    "To get more details",
+    "Additional information",
+    "The container failed to start",
+    "Received container state",
+)
+
+
+def _cause(log: str) -> str:
+    """Return the first complaints of an LXC log: later ones are consequences."""
+    found = [text for text in _LOG_LINE.findall(log) if not text.startswith(_NOISE)]
+    return "\n".join(found[:4])
