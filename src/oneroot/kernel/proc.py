@@ -58,21 +58,30 @@ def start_time(pid: int) -> int:
 
     :raises ProcessLookupError: there is no such process.
     """
+    return int(_stat(pid)[19])
+
+
+def alive(pid: int, started: int) -> bool:
+    """Whether this very process (not a later one with its number) still runs.
+
+    A zombie does not: it has let go of everything, and waits only for a parent to ask for its status.
+    """
+    try:
+        fields = _stat(pid)
+    except (ProcessLookupError, ValueError):
+        return False
+    return int(fields[19]) == started and fields[0] not in (b"Z", b"X")
+
+
+def _stat(pid: int) -> list[bytes]:
+    """Return the fields of /proc/PID/stat from the third on."""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
             data = file.read()
     except FileNotFoundError as error:
         raise ProcessLookupError(3, "no such process", str(pid)) from error
     # The second field is the command's name in parentheses, and may contain anything.
-    return int(data[data.rindex(b")") + 2 :].split()[19])
-
-
-def alive(pid: int, started: int) -> bool:
-    """Whether this very process (not a later one with its number) still exists."""
-    try:
-        return start_time(pid) == started
-    except (ProcessLookupError, ValueError):
-        return False
+    return data[data.rindex(b")") + 2 :].split()
 
 
 def children(pid: int) -> list[int]:
