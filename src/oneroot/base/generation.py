@@ -19,21 +19,13 @@ import dataclasses
 from typing import NewType
 
 from oneroot.names import BaseName
+from oneroot.platform.packages import PackageChange as PackageChange
+from oneroot.platform.packages import Release as Release
+from oneroot.platform.packages import Repository as Repository
 
 GenerationNumber = NewType("GenerationNumber", int)
 
 SCHEMA = 1
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Repository:
-    """One package source of a base, a ``deb`` line in parts."""
-
-    uri: str
-    suites: tuple[str, ...]
-    components: tuple[str, ...]
-    signed_by: str
-    """Path of the keyring on the host."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -62,31 +54,6 @@ class BaseSpec:
     pin: Pin | None = None
     bad: tuple[int, ...] = ()
     """Generations that are not rolled out again."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class PackageChange:
-    """A package whose version differs between two generations; None: absent there."""
-
-    package: str
-    old: str | None
-    new: str | None
-    cves: tuple[str, ...] = ()
-    """Named in the changelog entries that are new."""
-    security: bool = False
-    """The new version comes from a security suite."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Release:
-    """A Release file that a generation was made from."""
-
-    suite: str
-    origin: str
-    digest: str
-    """SHA-256 of the InRelease file."""
-    fingerprint: str
-    date: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -120,3 +87,5 @@ class SourceCheck:
     error: str = ""
     pending: tuple[PackageChange, ...] = ()
     """Updates that wait; after a failed check, those of the last good one."""
+    kept_back: tuple[str, ...] = ()
+    """Packages with a newer version that cannot be installed as things are."""

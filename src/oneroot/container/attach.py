@@ -107,28 +107,45 @@ def interactive(settings: Settings, name: str, argv: Sequence[str]) -> int:
     """Run a program on a terminal of its own that follows ours; return its exit status."""
     _require_running(settings, name)
     ours = sys.stdin.fileno()
-    master, slave = pty.openpty()
     before = termios.tcgetattr(ours)
+    command = lxc.attach_argv(settings.paths, name, tuple(argv), term=os.environ.get("TERM", "xterm"))
     with contextlib.ExitStack() as stack:
+        child, master = _on_own_terminal(command)
+        stack.callback(_end, child)  # last: closing the master has told it by SIGHUP
         stack.callback(os.close, master)
         _follow_size(stack, ours, master)
-        with subprocess.Popen(
-            lxc.attach_argv(settings.paths, name, tuple(argv), term=os.environ.get("TERM", "xterm")),
-            stdin=slave,
-            stdout=slave,
-            stderr=slave,
-            env=environment(),
-            start_new_session=True,
-        ) as child:
-            os.close(slave)
-            stack.callback(termios.tcsetattr, ours, termios.TCSAFLUSH, before)
-            tty.setraw(ours)
-            try:
-                _relay(ours, master)
-            except BaseException:
-                _kill(child)
-                raise
-    return _status(child.returncode)
+        stack.callback(termios.tcsetattr, ours, termios.TCSAFLUSH, before)
+        tty.setraw(ours)
+        _relay(ours, master)
+        _, status = os.waitpid(child, 0)
+        return _status(os.waitstatus_to_exitcode(status))
+
+
+def _on_own_terminal(command: list[str]) -> tuple[int, int]:
+    """Start a program whose controlling terminal is a new one; return its pid and the terminal's master.
+
+    It must be the controlling one: only so a change of size and a hang-up reach the program.
+    """
+    clean = environment()
+    child, master = pty.fork()
+    if child == 0:
+        try:
+            os.closerange(3, 1 << 20)  # what we were started with must not get inside
+            os.execvpe(command[0], command, clean)
+        finally:
+            os._exit(127)
+    return child, master
+
+
+def _end(child: int) -> None:
+    """Make sure that a child is gone and reaped."""
+    with contextlib.suppress(ChildProcessError, ProcessLookupError):
+        for _ in range(100):
+            if os.waitpid(child, os.WNOHANG)[0]:
+                return
+            time.sleep(0.01)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
 
 
 def _require_running(settings: Settings, name: str) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 
 from oneroot.container import lease, lxc, network, spec
 from oneroot.container.lease import Lease
-from oneroot.container.state import State, read_state, read_states
+from oneroot.container.state import ContainerState, State, read_state, read_states
 from oneroot.errors import CorruptState, OnerootError
 from oneroot.settings import Settings
 from oneroot.work import killpoint, locks
@@ -109,6 +109,8 @@ def start_locked(settings: Settings, name: str) -> Change:
     found = read_state(settings, name)
     if found.damage:
         raise CorruptState(f"The container {name} is damaged", why=found.damage, container=name)
+    if found.state is State.STARTING:
+        found = _wait_for_start(settings, name)
     if found.state.up:
         return Change.NOTHING
     if found.lease is not None and found.lease.held:
@@ -121,18 +123,22 @@ def start_locked(settings: Settings, name: str) -> Change:
 
 def stop_locked(settings: Settings, name: str, *, timeout: float | None = None) -> Change:
     """Stop a container whose lock the caller holds, and forget its lease."""
-    held = lease.read(settings.paths, name)
-    if held is None or not held.held:
+    found = read_state(settings, name)
+    held = found.lease if found.lease is not None and found.lease.held else None
+    if held is None and found.state is State.STOPPED:
         lease.drop(settings.paths, name)
         return Change.NOTHING
     killpoint.reach(f"before: stop {name}")
     patience = settings.timeouts.stop if timeout is None else timeout
+    if found.state is State.FROZEN:
+        lxc.unfreeze(settings.paths, name)  # what is frozen hears no signal
     if patience > 0:
         lxc.stop(settings.paths, name, timeout=patience)
     else:
         lxc.kill(settings.paths, name)
-    # LXC answers before its monitor has taken the network down, whose name the next start needs.
-    _wait_for_end(held)
+    if held is not None:
+        # LXC answers before its monitor has taken the network down, whose name the next start needs.
+        _wait_for_end(held)
     lease.drop(settings.paths, name)
     killpoint.reach(f"after: stop {name}")
     return Change.STOPPED
@@ -170,6 +176,14 @@ def wait(
 
 def _declared(settings: Settings, name: str) -> bool:
     return spec.spec_file(settings.paths, name).exists()
+
+
+def _wait_for_start(settings: Settings, name: str) -> ContainerState:
+    """Let a start that is under way, by plain lxc-start or a reboot from inside, come to its end."""
+    end = time.monotonic() + settings.timeouts.start
+    while (found := read_state(settings, name)).state is State.STARTING and time.monotonic() < end:
+        time.sleep(10 * _POLL)
+    return found
 
 
 def _wait_for_end(held: Lease) -> None:

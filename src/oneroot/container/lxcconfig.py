@@ -14,6 +14,7 @@ from pathlib import Path
 from oneroot.container.spec import ContainerSpec, Limits
 from oneroot.errors import UsageError
 from oneroot.kernel.mount import OVERLAY_OPTIONS
+from oneroot.run import SAFE_PATH
 from oneroot.settings import Settings
 
 LXC_CONFIG = Path("/usr/share/lxc/config")
@@ -33,7 +34,7 @@ def render(settings: Settings, spec: ContainerSpec) -> str:
 
 def interface(address: str) -> str:
     """Return the name of the host's end of the link to an address: unique, and at most 15 characters."""
-    return f"{INTERFACE_PREFIX}{int(ipaddress.IPv4Address(address)):08x}"
+    return f"{INTERFACE_PREFIX}{int(_ipv4(address)):08x}"
 
 
 def _lines(settings: Settings, spec: ContainerSpec) -> Iterator[tuple[str, str]]:
@@ -91,6 +92,10 @@ def _program(spec: ContainerSpec) -> Iterator[tuple[str, str]]:
     yield "lxc.init.cmd", f"/usr/bin/tini -- {COMMAND_SCRIPT}"
     yield "lxc.signal.halt", "SIGTERM"
     yield "lxc.mount.entry", "tmpfs run tmpfs rw,nosuid,nodev,mode=755 0 0"
+    # LXC gives an init nothing but container=lxc; systemd makes an environment for its units, tini does not.
+    yield "lxc.environment", f"PATH={SAFE_PATH}"
+    yield "lxc.environment", "LANG=C.UTF-8"
+    yield "lxc.environment", "HOME=/root"
 
 
 def _network(settings: Settings, spec: ContainerSpec) -> Iterator[tuple[str, str]]:
@@ -103,8 +108,17 @@ def _network(settings: Settings, spec: ContainerSpec) -> Iterator[tuple[str, str
     yield "lxc.net.0.name", "eth0"
     yield "lxc.net.0.flags", "up"
     for address in spec.addresses:
-        yield "lxc.net.0.ipv4.address", f"{ipaddress.IPv4Address(address)}/32"
+        yield "lxc.net.0.ipv4.address", f"{_ipv4(address)}/32"
     yield "lxc.net.0.ipv4.gateway", settings.network.gateway
+
+
+def _ipv4(text: str) -> ipaddress.IPv4Address:
+    try:
+        return ipaddress.IPv4Address(text)
+    except ValueError as error:
+        raise UsageError(
+            f"{text!r} is not an IPv4 address", why=str(error), fix="give one such as 10.77.0.2"
+        ) from error
 
 
 def _limits(limits: Limits) -> Iterator[tuple[str, str]]:

@@ -103,6 +103,19 @@ def load(paths: Paths, name: str) -> ContainerSpec:
     return spec
 
 
+def load_from(directory: Path) -> ContainerSpec:
+    """Read the declaration of a container that is not in its place, such as one in the trash.
+
+    :raises CorruptState: it is damaged.
+    """
+    return files.load(directory / "oneroot.json", ContainerSpec, schema=SCHEMA)
+
+
+def save_in(directory: Path, spec: ContainerSpec) -> None:
+    """Write a declaration where a container is being made; it need not survive a power loss yet."""
+    files.save(directory / "oneroot.json", spec, schema=SCHEMA, durable=False)
+
+
 def save(paths: Paths, spec: ContainerSpec) -> None:
     files.save(spec_file(paths, spec.name), spec, schema=SCHEMA)
 

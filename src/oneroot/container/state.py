@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,10 +22,12 @@ from oneroot.kernel import proc
 from oneroot.settings import Paths, Settings
 
 _STARTING_SECONDS = 30
-_FREEZER_FILES = (
-    ("/sys/fs/cgroup/lxc.payload.{}/cgroup.freeze", "1"),
-    ("/sys/fs/cgroup/freezer/lxc.payload.{}/freezer.state", "FROZEN"),
-)
+_CGROUPS = tuple(Path("/sys/fs/cgroup") / part for part in ("", "unified", "pids"))
+_FREEZERS = {
+    "freezer": (Path("/sys/fs/cgroup/freezer"), "freezer.state", "FROZEN"),
+    "": (Path("/sys/fs/cgroup"), "cgroup.freeze", "1"),
+}
+"""By the controller that /proc/PID/cgroup names: where, which file, and what it says when frozen."""
 
 
 class State(enum.Enum):
@@ -89,7 +92,8 @@ class _Reader:
     def __init__(self, settings: Settings) -> None:
         self._paths = settings.paths
         self._current: dict[str, int | None] = {}
-        self._freezer = _freezer()
+        self._namespace = _identity("/proc/self/ns/pid")
+        self._cgroups = next((place for place in _CGROUPS if (place / "cgroup.procs").exists()), None)
 
     def read(self, name: str) -> ContainerState:
         found, damage = _declaration(self._paths, name)
@@ -102,7 +106,7 @@ class _Reader:
             name=name,
             state=state,
             base=base,
-            generation=held.generation if held and state is not State.STOPPED else None,
+            generation=held.generation if held and held.held and state is not State.STOPPED else None,
             current_generation=self._current[base],
             addresses=found.addresses if found else (),
             pid=pid,
@@ -113,23 +117,42 @@ class _Reader:
         )
 
     def _state(self, name: str, held: Lease | None) -> tuple[State, int | None]:
-        if held is None or not held.held:
+        monitor = held.monitor if held is not None and held.held else self._unleased_monitor(name)
+        if monitor is None:
             return State.STOPPED, None
-        children = proc.children(held.monitor)
+        children = proc.children(monitor)
         if not children:
             return (State.STARTING if self._young(name) else State.STOPPING), None
-        if self._freezer:
-            template, frozen = self._freezer
-            try:
-                if Path(template.format(name)).read_text(encoding="ascii").strip() == frozen:
-                    return State.FROZEN, children[0]
-            except OSError:
-                pass  # its cgroup has another name: LXC adds a number when an old one was left
-        return State.RUNNING, children[0]
+        init = children[0]
+        namespace, program = _identity(f"/proc/{init}/ns/pid"), _identity(f"/proc/{init}/exe")
+        if program is None:  # a zombie, or gone by now
+            return State.STOPPING, None
+        # The start hook of a reboot, or an init that has not become the container's program yet. Files
+        # are compared, not names: what is inside chooses its own name.
+        if namespace == self._namespace or program == _identity(f"/proc/{monitor}/exe"):
+            return State.STARTING, None
+        return (State.FROZEN if _frozen(init) else State.RUNNING), init
+
+    def _unleased_monitor(self, name: str) -> int | None:
+        """Return the monitor of a container that runs although its lease is gone: somebody emptied RUN.
+
+        It is found by its cgroup, which only root can make.
+        """
+        if self._cgroups is None:
+            return None
+        try:
+            pid = int((self._cgroups / f"lxc.monitor.{name}" / "cgroup.procs").read_bytes().split()[0])
+            title = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0 ")
+        except (OSError, ValueError, IndexError):
+            return None
+        # A container of the same name in another LXC path has this cgroup's name too.
+        return (
+            pid if title == b"[lxc monitor] %s %s" % (os.fsencode(self._paths.lxc), name.encode()) else None
+        )
 
     def _young(self, name: str) -> bool:
         try:
-            return time.time() - (self._paths.leases / name).stat().st_mtime < _STARTING_SECONDS
+            return abs(time.time() - (self._paths.leases / name).stat().st_mtime) < _STARTING_SECONDS
         except OSError:
             return False
 
@@ -143,9 +166,25 @@ def _declaration(paths: Paths, name: str) -> tuple[ContainerSpec | None, str]:
         return None, f"its declaration cannot be read: {error}"
 
 
-def _freezer() -> tuple[str, str] | None:
-    for template, frozen in _FREEZER_FILES:
-        directory = Path(template).parent.parent
-        if directory.is_dir() and (directory / "cgroup.procs").exists():
-            return template, frozen
-    return None
+def _identity(path: str) -> tuple[int, int] | None:
+    """Return device and inode of what a link of /proc leads to; None if it leads nowhere."""
+    try:
+        status = os.stat(path)  # noqa: PTH116  a Path costs as much again
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _frozen(init: int) -> bool:
+    for line in proc.cgroup(init).splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers not in _FREEZERS:
+            continue
+        place, file, frozen = _FREEZERS[controllers]
+        payload = next((part for part in path.split("/") if part.startswith("lxc.payload.")), None)
+        try:
+            if payload and (place / payload / file).read_text(encoding="ascii").strip() == frozen:
+                return True
+        except OSError:
+            pass  # not the hierarchy that can freeze
+    return False

@@ -14,17 +14,25 @@ _NO_REFLINK = (errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.
 
 
 def copy_file(source: str, target: str) -> None:
-    """Copy a regular file with mode, owner, times and attributes; *target* must not exist."""
-    status = os.lstat(source)
-    reading = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    """Copy a regular file with mode, owner, times, holes and attributes; *target* must not exist.
+
+    :raises OSError: and then there is no *target*.
+    """
+    reading = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
+        status = os.fstat(reading)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", source)
         writing = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         try:
             copy_content(reading, writing, status.st_size)
             os.fchown(writing, status.st_uid, status.st_gid)
             os.fchmod(writing, stat.S_IMODE(status.st_mode))  # after chown, which clears setuid
-            xattr.copy(source, target)  # after chown, which clears security.capability
+            xattr.copy(reading, writing)  # after chown, which clears security.capability
             os.utime(writing, ns=(status.st_atime_ns, status.st_mtime_ns))
+        except BaseException:
+            os.unlink(target)
+            raise
         finally:
             os.close(writing)
     finally:
@@ -32,16 +40,38 @@ def copy_file(source: str, target: str) -> None:
 
 
 def copy_content(reading: int, writing: int, size: int) -> None:
-    """Copy bytes between descriptors, by reference where the filesystem can."""
+    """Copy bytes between descriptors, by reference where the filesystem can; holes stay holes."""
     try:
         fcntl.ioctl(writing, libc.FICLONE, reading)
         return
     except OSError as error:
         if error.errno not in _NO_REFLINK:
             raise
+    status = os.fstat(reading)
+    if status.st_blocks * 512 < status.st_size:
+        _copy_sparse(reading, writing, status.st_size)
+        return
+    while os.sendfile(writing, reading, None, max(size, 1 << 20)):
+        pass
+
+
+def _copy_sparse(reading: int, writing: int, size: int) -> None:
+    place = 0
     while True:
-        if not os.sendfile(writing, reading, None, max(size, 1 << 20)):
-            return
+        try:
+            place = os.lseek(reading, place, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno != errno.ENXIO:  # there is only a hole left
+                raise
+            break
+        end = os.lseek(reading, place, os.SEEK_HOLE)
+        os.lseek(writing, place, os.SEEK_SET)
+        while place < end:
+            done = os.sendfile(writing, reading, place, end - place)
+            if not done:
+                break
+            place += done
+    os.ftruncate(writing, size)
 
 
 def copy_node(source: str, target: str) -> None:
@@ -64,7 +94,10 @@ def copy_attributes(source: str, target: str, status: os.stat_result) -> None:
 
 
 def copy_tree(source: Path, target: Path) -> None:
-    """Copy a tree that nobody else can change; hard links within it stay links."""
+    """Copy a tree that nobody else can change; hard links within it stay links.
+
+    What is mounted in it is copied too. *target* must not exist.
+    """
     links: dict[tuple[int, int], str] = {}
     _copy_directory(str(source), str(target), links)
 
@@ -83,7 +116,8 @@ def _copy_directory(source: str, target: str, links: dict[tuple[int, int], str])
             if found.st_nlink > 1 and key in links:
                 os.link(links[key], beneath, follow_symlinks=False)
                 continue
-            links[key] = beneath
+            if found.st_nlink > 1:
+                links[key] = beneath
             (copy_file if stat.S_ISREG(found.st_mode) else copy_node)(entry.path, beneath)
     copy_attributes(source, target, status)
 
@@ -91,6 +125,11 @@ def _copy_directory(source: str, target: str, links: dict[tuple[int, int], str])
 def rename_new(old: Path, new: Path) -> None:
     """Rename, and raise ``FileExistsError`` rather than replace anything."""
     libc.rename(old, new, libc.RENAME_NOREPLACE)
+
+
+def exchange(one: Path, other: Path) -> None:
+    """Swap two names of one filesystem; nobody sees either missing."""
+    libc.rename(one, other, libc.RENAME_EXCHANGE)
 
 
 def replace_symlink(link: Path, target: str) -> None:

@@ -13,11 +13,13 @@ import sys
 
 _MAPPED = re.compile(rb"^\S+ ..x\S? \S+ \S+ ([1-9]\d*) +(/[^\n]*)$", re.MULTILINE)
 _LARGEST_MAPS = 64 << 20
+_LARGEST_SET = 4 << 20
 _LONGEST_COMMAND = 4096
 _DELETED = b" (deleted)"
 
 
 def main() -> None:
+    """Read, print, end."""
     sets: dict[frozenset[tuple[bytes, bytes]], int] = {}
     out = sys.stdout.buffer
     for word in sys.stdin.buffer.read().split():
@@ -33,6 +35,10 @@ def main() -> None:
 
 
 def describe(pid: int, sets: dict[frozenset[tuple[bytes, bytes]], int]) -> list[dict[str, object]]:
+    """Return what to print about a process.
+
+    :param sets: the sets of files that were printed already, by their numbers; added to.
+    """
     started = start_time(pid)
     maps = read(f"/proc/{pid}/maps", _LARGEST_MAPS)
     if len(maps) >= _LARGEST_MAPS:
@@ -44,6 +50,8 @@ def describe(pid: int, sets: dict[frozenset[tuple[bytes, bytes]], int]) -> list[
     if start_time(pid) != started:
         return [{"pid": pid, "gone": True}]
     files = frozenset(_MAPPED.findall(maps))
+    if sum(len(path) for _, path in files) > _LARGEST_SET:
+        return [reading(pid, start=started, unknown="it maps too many files")]
     lines: list[dict[str, object]] = []
     number = sets.get(files)
     if number is None:

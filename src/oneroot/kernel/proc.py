@@ -7,7 +7,9 @@ child processes that are killed when they stand still; what could not be read is
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
 import functools
 import json
 import os
@@ -16,11 +18,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
 _READER = Path(__file__).with_name("mapsreader.py")
+_SECONDS_TO_DIE = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +82,7 @@ def _stat(pid: int) -> list[bytes]:
         with open(f"/proc/{pid}/stat", "rb") as file:
             data = file.read()
     except FileNotFoundError as error:
-        raise ProcessLookupError(3, "no such process", str(pid)) from error
+        raise ProcessLookupError(errno.ESRCH, "no such process", str(pid)) from error
     # The second field is the command's name in parentheses, and may contain anything.
     return data[data.rindex(b")") + 2 :].split()
 
@@ -113,24 +116,83 @@ def cgroup(pid: int) -> str:
         return ""
 
 
+def namespace(pid: int, kind: str) -> int:
+    """Return the number of a process's namespace, the same for all that share it; never blocks.
+
+    :param kind: ``pid``, ``mnt``, ``net``, ``user`` …
+    :raises ProcessLookupError: there is no such process, or only its zombie.
+    """
+    try:
+        return os.stat(f"/proc/{pid}/ns/{kind}").st_ino
+    except FileNotFoundError as error:
+        raise ProcessLookupError(errno.ESRCH, "no such process", str(pid)) from error
+
+
+def cgroup_processes(directory: Path, *, limit: int = 100_000) -> set[int]:
+    """Return the processes of a control group and of all groups below it.
+
+    A container may make groups below its own, as deep and many as it likes.
+
+    :raises OSError: EFBIG beyond *limit* groups or processes, ENAMETOOLONG for a group too deep:
+        what cannot be seen must not count as absent. ENOENT if there is no such group.
+    """
+    found: set[int] = set()
+    waiting = [os.fspath(directory)]
+    groups = 0
+    while waiting:
+        place = waiting.pop()
+        groups += 1
+        try:
+            found.update(_members(place))
+            with os.scandir(place) as entries:
+                waiting += [entry.path for entry in entries if entry.is_dir(follow_symlinks=False)]
+        except FileNotFoundError:
+            if groups == 1:
+                raise
+        if groups + len(waiting) > limit or len(found) > limit:
+            raise OSError(errno.EFBIG, f"more than {limit} groups or processes", os.fspath(directory))
+    return found
+
+
+def _members(place: str) -> list[int]:
+    for name in ("cgroup.procs", "cgroup.threads"):
+        try:
+            with open(f"{place}/{name}", "rb") as file:
+                return [int(word) for word in file.read().split()]
+        except OSError as error:
+            # A threaded group (v2) does not tell its processes, only its threads.
+            if error.errno not in (errno.EOPNOTSUPP, errno.ENODEV):
+                raise
+    return []
+
+
 def read_processes(
-    pids: Sequence[int], *, deadline: float = 2.0, total: float = 60.0, workers: int = 0
+    pids: Sequence[int],
+    *,
+    deadline: float = 2.0,
+    total: float = 60.0,
+    workers: int = 0,
+    owners: Mapping[int, str] | None = None,
 ) -> list[ProcessReading]:
     """Read the executable mappings of many processes; those that ended meanwhile are left out.
 
     :param deadline: seconds that one process may take before it is given up as unknown.
     :param total: seconds for all; what is not read by then is unknown.
+    :param owners: whose each process is. After one that was given up, the others of its owner are
+        read last, so that no container can use up the time of all.
     """
     if not pids:
         return []
+    owners = owners or {}
     count = workers or max(1, min(os.cpu_count() or 1, len(pids) // 64 + 1))
     end = time.monotonic() + total
     readings: list[ProcessReading] = []
-    crew = [_Reader(list(pids[place::count]), deadline) for place in range(count)]
+    suspects: set[str] = set()
+    crew = [_Reader(list(pids[place::count]), deadline, owners, suspects) for place in range(count)]
     with selectors.DefaultSelector() as selector:
-        for reader in crew:
-            reader.start(selector)
         try:
+            for reader in crew:
+                reader.start(selector)
             while any(reader.busy for reader in crew):
                 for key, _ in selector.select(timeout=0.05):
                     readings += key.data.receive(selector)
@@ -146,9 +208,13 @@ def read_processes(
 class _Reader:
     """One child that reads; replaced by another when it stands still."""
 
-    def __init__(self, queue: list[int], deadline: float) -> None:
+    def __init__(
+        self, queue: list[int], deadline: float, owners: Mapping[int, str], suspects: set[str]
+    ) -> None:
         self._queue = queue
         self._deadline = deadline
+        self._owners = owners
+        self._suspects = suspects
         self._child: subprocess.Popen[bytes] | None = None
         self._rest = b""
         self._heard = 0.0
@@ -161,28 +227,28 @@ class _Reader:
     def start(self, selector: selectors.BaseSelector) -> None:
         if not self._queue:
             return
-        self._child = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(_READER)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
+        # A file, not a pipe: it takes any number of pids at once, and a dead reader breaks nothing.
+        with open(os.memfd_create("pids"), "w+b") as order:
+            order.write(" ".join(map(str, self._queue)).encode("ascii"))
+            order.seek(0)
+            self._child = subprocess.Popen(
+                [sys.executable, "-I", "-S", str(_READER)],
+                stdin=order,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+            )
         self._sets = {}
         self._rest = b""
         self._heard = time.monotonic()
-        stdin, stdout = self._pipes()
-        stdin.write(" ".join(map(str, self._queue)).encode("ascii"))
-        stdin.close()
-        os.set_blocking(stdout.fileno(), False)
-        selector.register(stdout, selectors.EVENT_READ, self)
+        os.set_blocking(self._pipe().fileno(), False)
+        selector.register(self._pipe(), selectors.EVENT_READ, self)
 
     def receive(self, selector: selectors.BaseSelector) -> Iterator[ProcessReading]:
-        data = os.read(self._pipes()[1].fileno(), 1 << 20)
+        data = os.read(self._pipe().fileno(), 1 << 20)
         self._heard = time.monotonic()
         if not data:
-            lost = bool(self._queue)
             self.kill(selector)
-            if lost:  # it died early: the one it was at is unknown, another goes on
+            if self._queue:  # it died early: the one it was at is unknown, another goes on
                 yield ProcessReading(pid=self._queue.pop(0), unknown="the reader of its maps died")
                 self.start(selector)
             return
@@ -200,6 +266,8 @@ class _Reader:
         del self._queue[: len(given_up)]
         for pid in given_up:
             yield ProcessReading(pid=pid, unknown="reading its memory map took too long")
+        self._suspects.update(self._owners[pid] for pid in given_up if pid in self._owners)
+        self._queue.sort(key=lambda pid: self._owners.get(pid) in self._suspects)
         self.start(selector)
 
     def kill(self, selector: selectors.BaseSelector) -> None:
@@ -211,11 +279,12 @@ class _Reader:
             child.stdout.close()
         child.send_signal(signal.SIGKILL)
         # One that hangs in the kernel dies later; waiting for it here would be waiting for its target.
-        child.poll()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.wait(_SECONDS_TO_DIE)
 
-    def _pipes(self) -> tuple[IO[bytes], IO[bytes]]:
-        assert self._child is not None and self._child.stdin is not None and self._child.stdout is not None
-        return self._child.stdin, self._child.stdout
+    def _pipe(self) -> IO[bytes]:
+        assert self._child is not None and self._child.stdout is not None
+        return self._child.stdout
 
     def _parse(self, line: bytes) -> ProcessReading | None:
         fields = json.loads(line)

@@ -19,6 +19,8 @@ class OnFailure(enum.Enum):
 
     ROLLBACK = "rollback"
     PAUSE = "pause"
+    CONTINUE = "continue"
+    """Move the others all the same; for a rollback by hand, which must reach all it can."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -101,7 +103,9 @@ class RolloutPlan:
             kind = "canary" if is_canary(self, place) else f"batch {place + 1} of {len(self.batches)}"
             lines.append(f"{kind}: stop, start and check {_names([move.container for move in batch])}")
         if self.moving:
-            lines.append(f"at most {self.max_unavailable} down at once; on failure: {self.policy.on_failure.value}")
+            lines.append(
+                f"at most {self.max_unavailable} down at once; on failure: {self.policy.on_failure.value}"
+            )
         else:
             lines.append("no running container is outdated")
         if self.already:
@@ -166,7 +170,10 @@ def count_of(text: str, total: int, option: str) -> int:
     share = text.endswith("%")
     digits = text.removesuffix("%").strip()
     if not digits.isascii() or not digits.isdecimal() or len(digits) > 9:
-        raise UsageError(f"{option} {text[:40]!r} is not a number or a share", fix=f"for example {option} 25% or {option} 10")
+        raise UsageError(
+            f"{option} {text[:40]!r} is not a number or a share",
+            fix=f"for example {option} 25% or {option} 10",
+        )
     value = int(digits)
     if value == 0 or (share and value > 100):
         raise UsageError(f"{option} {text} cannot be", fix=f"{option} takes 1% to 100%, or a number from 1")

@@ -1,0 +1,233 @@
+"""Stale processes: those that run code which the current generation, or the container, replaced.
+
+One pass over /proc for all containers. A container's processes are those below its payload cgroup;
+what they map with execute permission is read in killable children (`kernel.proc`) and judged by
+`mapping`. What interpreters run is not mapped: for it, the generation that is mounted speaks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import re
+import time
+from collections.abc import Mapping, Sequence
+
+from oneroot.audit.basecode import BaseCode
+from oneroot.audit.mapping import BaseJudge, ContainerJudge, Replaced, Unplaced
+from oneroot.container.state import ContainerState
+from oneroot.errors import CorruptState
+from oneroot.kernel import proc
+from oneroot.kernel.proc import ProcessReading
+from oneroot.kernel.tree import Tree
+from oneroot.settings import Settings
+
+_PAYLOAD = re.compile(rb"/lxc\.payload\.([^/\n]+)")
+_LOOKS = 3
+_BETWEEN_LOOKS = 0.15
+_ALL_SECONDS = 10.0
+_RETRY_SECONDS = 2.0
+_RETRIES_SECONDS = 30.0
+_COMMAND_SHOWN = 200
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StaleProcess:
+    """A process and one file of replaced code that it runs."""
+
+    pid: int
+    command: str
+    path: str
+    package: str | None = None
+    why: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Finding:
+    """What a container's processes run."""
+
+    stale: tuple[StaleProcess, ...] = ()
+    unknown: tuple[str, ...] = ()
+    """What could not be read, or not be placed."""
+    processes: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Findings:
+    """What one pass over all processes showed."""
+
+    containers: Mapping[str, Finding]
+    """Of the containers that are up."""
+    host: Mapping[int, tuple[StaleProcess, ...]]
+    """Processes of the host that serve containers and run code that the host replaced, by pid."""
+
+
+def examine(
+    settings: Settings,
+    states: Sequence[ContainerState],
+    bases: Mapping[str, BaseCode],
+    *,
+    servants: Sequence[int] = (),
+) -> Findings:
+    """Look at every process of the containers that are up, and at the host's that serve them.
+
+    :param bases: by name; a container whose base is not among them is unknown.
+    :param servants: pids of the host to look at, besides the containers' LXC monitors.
+    """
+    up = {state.name: state for state in states if state.pid is not None}
+    hosts_own = [*(state.lease.monitor for state in up.values() if state.lease is not None), *servants]
+    pids = _pids_by_container(up)
+    wanted = [*hosts_own, *(pid for listed in pids.values() for pid in listed)]
+    readings = {one.pid: one for one in proc.read_processes(wanted, total=_ALL_SECONDS)}
+    judges: dict[tuple[str, int], BaseJudge] = {}
+    looks = {name: _Look(settings, state, bases.get(state.base), judges) for name, state in up.items()}
+    found = {name: looks[name].finding(pids[name], readings) for name in up}
+    _look_again(up, looks, found)
+    host = {pid: _deleted(readings[pid]) for pid in hosts_own if pid in readings}
+    return Findings(containers=found, host={pid: stale for pid, stale in host.items() if stale})
+
+
+def _look_again(
+    up: Mapping[str, ContainerState], looks: Mapping[str, _Look], found: dict[str, Finding]
+) -> None:
+    """Look once more where it was odd: what is starting, attaching or ending looks odd in passing.
+
+    One by one, so that a container that makes us wait does not cost another its proof.
+    """
+    end = time.monotonic() + _RETRIES_SECONDS
+    for _ in range(_LOOKS - 1):
+        odd = {name: up[name] for name, one in found.items() if one.unknown and not looks[name].problem}
+        if not odd:
+            return
+        time.sleep(_BETWEEN_LOOKS)
+        pids = _pids_by_container(odd)
+        for name in odd:
+            left = min(_RETRY_SECONDS, end - time.monotonic())
+            if left > 0:
+                readings = {one.pid: one for one in proc.read_processes(pids[name], total=left)}
+                found[name] = looks[name].finding(pids[name], readings)
+
+
+class _Look:
+    """A look at one container's processes."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        state: ContainerState,
+        code: BaseCode | None,
+        judges: dict[tuple[str, int], BaseJudge],
+    ) -> None:
+        self._upper = settings.paths.container(state.name) / "overlay" / "upper"
+        self._init = state.pid or 0
+        self._base: BaseJudge | None = None
+        self.problem = ""
+        """Why nothing of it can be judged."""
+        try:
+            self._base = _base_judge(state, code, judges)
+            if self._base is None:
+                self.problem = "it is not known which generation it runs"
+            elif self._upper.lstat().st_dev != self._base.mounted.device:
+                self.problem = (
+                    "what it runs cannot be told: the store and the LXC path lie on two filesystems"
+                    " (oneroot doctor)"
+                )
+        except (OSError, CorruptState) as error:
+            self.problem = f"what it runs cannot be compared: {error}"
+
+    def finding(self, pids: Sequence[int], readings: Mapping[int, ProcessReading]) -> Finding:
+        """Judge all processes of the container."""
+        if self.problem or self._base is None:
+            return Finding(unknown=(self.problem,), processes=len(pids))
+        if not pids:
+            return Finding(unknown=("none of its processes was found",))
+        stale: list[StaleProcess] = []
+        unknown: list[str] = []
+        with contextlib.ExitStack() as stack:
+            judge: ContainerJudge | None = None
+            for reading in (readings[pid] for pid in pids if pid in readings):  # others have ended
+                if reading.unknown:
+                    unknown.append(f"process {reading.pid}: {reading.unknown}")
+                elif not self._base.all_fine(reading.mapped):
+                    if judge is None:
+                        upper = stack.enter_context(Tree(self._upper))
+                        judge = ContainerJudge(upper, self._base, self._init)
+                    _judge_process(judge, reading, stale, unknown)
+        return Finding(stale=tuple(stale), unknown=tuple(unknown), processes=len(pids))
+
+
+def _base_judge(
+    state: ContainerState, code: BaseCode | None, judges: dict[tuple[str, int], BaseJudge]
+) -> BaseJudge | None:
+    if code is None or state.generation is None:
+        return None
+    key = (state.base, state.generation)
+    if key not in judges:
+        judges[key] = BaseJudge(code, state.generation)
+    return judges[key]
+
+
+def _judge_process(
+    judge: ContainerJudge, reading: ProcessReading, stale: list[StaleProcess], unknown: list[str]
+) -> None:
+    for file in reading.mapped:
+        if judge.exhausted:
+            unknown.append("its processes map too many different files")
+            return
+        verdict = judge.verdict(file)
+        if isinstance(verdict, Unplaced):
+            if judge.is_nested(reading.pid):
+                unknown.append(f"process {reading.pid} has a root filesystem of its own")
+                return
+            verdict = verdict.replaced
+        if isinstance(verdict, Replaced) and (verdict.certain or judge.is_on_root(reading.pid, file.path)):
+            stale.append(_stale(reading, file.path, verdict.package, verdict.why))
+
+
+def _deleted(reading: ProcessReading) -> tuple[StaleProcess, ...]:
+    return tuple(
+        _stale(reading, file.path, None, "the host replaced this file")
+        for file in reading.mapped
+        if file.deleted and not file.path.startswith(("/memfd:", "/dev/", "/SYSV"))
+    )
+
+
+def _stale(reading: ProcessReading, path: str, package: str | None, why: str) -> StaleProcess:
+    command = reading.command[:_COMMAND_SHOWN]
+    return StaleProcess(pid=reading.pid, command=command, path=path, package=package, why=why)
+
+
+def _pids_by_container(up: Mapping[str, ContainerState]) -> dict[str, list[int]]:
+    """Group the host's processes by container, by the payload cgroup in which its init is.
+
+    The init tells which that is: LXC adds a number to its name when an old cgroup was left.
+    """
+    owners: dict[bytes, str] = {}
+    for name, state in up.items():
+        payloads = _payloads(_cgroup(state.pid or 0))
+        plain = name.encode("ascii")
+        likely = [one for one in payloads if one == plain or one.startswith(plain + b"-")]
+        for payload in (likely or payloads)[:1]:
+            owners[payload] = name
+    found: dict[str, list[int]] = {name: [] for name in up}
+    for pid in proc.pids():
+        for payload in _payloads(_cgroup(pid)):  # the outermost counts: inside, a container makes its own
+            if payload in owners:
+                found[owners[payload]].append(pid)
+                break
+    return found
+
+
+def _cgroup(pid: int) -> bytes:
+    """Return /proc/PID/cgroup, which takes no lock of the process's; empty when it is gone."""
+    try:
+        with open(f"/proc/{pid}/cgroup", "rb", buffering=0) as file:
+            return file.read(1 << 16)
+    except (FileNotFoundError, ProcessLookupError):
+        return b""
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _payloads(cgroups: bytes) -> tuple[bytes, ...]:
+    return tuple(dict.fromkeys(_PAYLOAD.findall(cgroups)))

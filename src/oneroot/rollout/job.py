@@ -1,0 +1,387 @@
+"""One run of patch or rollback: its phases, its entry in the journal, its result."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Iterator, Sequence
+
+from oneroot.audit import proof as proofs
+from oneroot.audit.proof import BaseProof
+from oneroot.base import upgrade as upgrades
+from oneroot.base.generation import BaseSpec, PackageChange
+from oneroot.base.store import Store
+from oneroot.container import lifecycle, spec
+from oneroot.container.state import ContainerState, read_states
+from oneroot.errors import ExitCode, Interrupted, NoSpace, OnerootError
+from oneroot.names import BaseName
+from oneroot.rollout import plan as plans
+from oneroot.rollout import requests
+from oneroot.rollout.engine import Rollout
+from oneroot.rollout.health import patience, probe
+from oneroot.rollout.mover import LxcMover, seen
+from oneroot.rollout.orders import Direction, RolloutResult, orders_from, steps_of
+from oneroot.settings import Settings
+from oneroot.work import files, interrupt, killpoint
+from oneroot.work.journal import Journal, Run, RunId, RunState, RunStep, StepState
+from oneroot.work.progress import Progress
+
+VERBS = ("patch", "rollback")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Timeline:
+    """Seconds that each part took; None: there was no such part."""
+
+    upgrade: float | None = None
+    rollout: float | None = None
+    verify: float | None = None
+    total: float = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PatchResult:
+    """What a patch or a rollback did, and what is proven now."""
+
+    verb: str
+    base: str
+    run: int
+    state: RunState
+    from_generation: int | None
+    to_generation: int
+    changes: tuple[PackageChange, ...]
+    """Packages that differ between the two generations."""
+    rollout: RolloutResult
+    proven: bool
+    proof: BaseProof | None
+    timeline: Timeline
+    notes: tuple[str, ...] = ()
+
+    @property
+    def exit_code(self) -> ExitCode:
+        if self.rollout.failures or self.state is not RunState.DONE:
+            return ExitCode.FAILED
+        return ExitCode.DONE if self.proven else ExitCode.NOT_PROVEN
+
+
+class Job:
+    """Does one run, or what is left of it. The caller holds the base's lock."""
+
+    def __init__(
+        self, settings: Settings, store: Store, base: BaseName, journal: Journal, progress: Progress
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._base = base
+        self._journal = journal
+        self._progress = progress
+        self._seconds: dict[str, float] = {}
+        self._notes: list[str] = []
+        self._planned: list[RunStep] = []
+
+    def resume(self, found: Run) -> PatchResult:
+        """Go on with a run whose process has ended."""
+        self._journal.take_over(found.id)
+        requests.forget(self._settings.paths, found.id)
+        return self.run(found.id, found.verb, found.data, [])
+
+    def abort(self, found: Run) -> PatchResult:
+        """Take back what a run has moved."""
+        self._journal.take_over(found.id)
+        requests.forget(self._settings.paths, found.id)
+        data = dict(found.data)
+        if data.get("to") is None:
+            data |= {"to": data.get("from") or 0}  # it was killed before it had made a generation
+        data |= {"phase": "rollout", "direction": Direction.BACK.value, "ending": RunState.ABORTED.value}
+        if found.verb == "rollback" and data.get("pinned"):
+            self._store.unpin(self._base)
+        self._journal.set_data(found.id, **data)
+        return self.run(found.id, found.verb, data, [])
+
+    def run(self, run: RunId, verb: str, data: dict[str, object], left: Sequence[RunStep]) -> PatchResult:
+        """Do the phases from the one that the data names.
+
+        :param left: containers that a superseded run left stopped and that are to be started.
+        """
+        began = time.monotonic()
+        data = dict(data)
+        with self._ending(run, data):
+            if data["phase"] == "upgrade":
+                self._upgrade(run, data)
+            if data["phase"] == "plan":
+                self._plan(run, data, left)
+            rollout = self._rollout(run, data)
+            interrupt.check()
+            proof = None
+            if rollout.state is not RunState.PAUSED:
+                self._set(run, data, phase="verify")
+                proof = self._prove(run)
+            self._seconds["total"] = round(time.monotonic() - began, 3)
+            return self._finish(run, verb, data, rollout, proof)
+
+    def _upgrade(self, run: RunId, data: dict[str, object]) -> None:
+        with self._timed("upgrade"):
+            made = upgrades.upgrade(self._settings, self._base, progress=self._progress)
+        target = newest(self._store, self._base)
+        if made is None:
+            self._note(f"{self._base}: no update is pending; generation {target} is the newest")
+        self._refuse_bad(data, target)
+        self._set(run, data, phase="plan", to=target)
+
+    def _refuse_bad(self, data: dict[str, object], target: int) -> None:
+        packages = self._store.generation(self._base, target).packages
+        for bad in self._store.spec(self._base).bad:
+            if self._packages(bad) != packages:
+                continue
+            before = data.get("from")
+            if isinstance(before, int):
+                self._mover(data).set_current(before)
+            raise OnerootError(
+                f"Generation {target} of {self._base} was not rolled out",
+                why=f"it has the same packages as {bad}, which is marked bad",
+                fix="wait for an update that mends it",
+            )
+
+    def _packages(self, number: int) -> dict[str, str] | None:
+        try:
+            return self._store.generation(self._base, number).packages
+        except OnerootError:  # collected meanwhile
+            return None
+
+    def _plan(self, run: RunId, data: dict[str, object], left: Sequence[RunStep]) -> None:
+        orders = orders_from(run, self._base, data)
+        if data.get("pin") is not None:
+            self._pin(run, data, orders.to_generation)
+        # first the link, then the look: whatever starts after the look takes the new one by itself
+        self._mover(data).set_current(orders.to_generation)
+        killpoint.reach(f"plan: current → {orders.to_generation}")
+        if not self._journal.steps(run):
+            plan = plans.make(
+                self._base,
+                from_generation=orders.from_generation,
+                to_generation=orders.to_generation,
+                seen=[seen(state) for state in states_of(self._settings, self._base)],
+                policy=orders.policy,
+            )
+            planned = steps_of(plan)
+            names = {step.container for step in left}
+            steps = [*left, *(step for step in planned if step.container not in names)]
+            self._planned = steps  # the journal of a full disk does not give them back
+            self._journal.add_steps(run, steps)
+        self._set(run, data, phase="rollout")
+
+    def _pin(self, run: RunId, data: dict[str, object], target: int) -> None:
+        try:
+            before = data.get("from")
+            if data.get("bad") and isinstance(before, int) and before != target:
+                self._store.mark_bad(self._base, before)
+            self._store.pin(self._base, target, reason=str(data["pin"]))
+        except NoSpace as error:
+            # the way back must not be stopped by a full disk: the pin can be made later
+            self._note(f"{self._base} is not pinned: {error}; oneroot base use {self._base} {target} does it")
+            return
+        self._set(run, data, pinned=True)
+
+    def _rollout(self, run: RunId, data: dict[str, object]) -> RolloutResult:
+        orders = orders_from(run, self._base, data)
+        steps = self._journal.steps(run) or self._planned
+        specs = self._specs(steps)
+        with self._timed("rollout"):
+            if any(step.was_running for step in steps):
+                lifecycle.prepare(self._settings)
+            result = Rollout(
+                orders,
+                [step for step in steps if not step.was_running or step.container in specs],
+                mover=self._mover(data),
+                probe=probe(self._settings, specs),
+                journal=self._journal,
+                patience=patience(self._settings, orders.policy.timeout),
+                workers=self._settings.workers,
+                requested=lambda: requests.asked(self._settings.paths, run),
+                progress=self._progress,
+            ).run()
+        for failure in result.failures:
+            self._note(f"{failure.container}: {failure.why}")
+        return result
+
+    def _specs(self, steps: Sequence[RunStep]) -> dict[str, spec.ContainerSpec]:
+        found: dict[str, spec.ContainerSpec] = {}
+        for step in steps:
+            if step.was_running:
+                try:
+                    found[step.container] = spec.load(self._settings.paths, step.container)
+                except (OnerootError, OSError) as error:  # removed or damaged since it was planned
+                    self._note(f"{step.container} is left out: {error}")
+        return found
+
+    def _prove(self, run: RunId) -> BaseProof | None:
+        self._progress.note(f"{self._base}: proving")
+        with self._timed("verify"):
+            found = proofs.prove(self._settings, bases=[self._base], progress=self._progress)
+            proof = next((one for one in found if one.base == self._base), None)
+            if proof is not None:
+                document = files.converter().unstructure(proof)
+                with self._tolerating():
+                    self._journal.record_proof(self._base, proof.generation, is_proven(proof), document)
+        return proof
+
+    def _finish(
+        self, run: RunId, verb: str, data: dict[str, object], rollout: RolloutResult, proof: BaseProof | None
+    ) -> PatchResult:
+        proven = proof is not None and is_proven(proof)
+        timeline = Timeline(**self._seconds)
+        with self._tolerating():
+            self._journal.end(
+                run,
+                rollout.state,
+                proven=proven,
+                moved=len(rollout.moved),
+                failed=len(rollout.failures),
+                timeline=dataclasses.asdict(timeline),
+            )
+        requests.forget(self._settings.paths, run)
+        return PatchResult(
+            verb=verb,
+            base=self._base,
+            run=run,
+            state=rollout.state,
+            from_generation=rollout.from_generation,
+            to_generation=rollout.to_generation,
+            changes=self._changes(rollout.to_generation),
+            rollout=rollout,
+            proven=proven,
+            proof=proof,
+            timeline=timeline,
+            notes=tuple(self._notes),
+        )
+
+    def _changes(self, target: int) -> tuple[PackageChange, ...]:
+        try:
+            return self._store.generation(self._base, target).changes
+        except OnerootError:
+            return ()
+
+    def _mover(self, data: dict[str, object]) -> LxcMover:
+        return LxcMover(self._settings, self._store, self._base, f"rollout of {self._base} to {data['to']}")
+
+    @contextlib.contextmanager
+    def _ending(self, run: RunId, data: dict[str, object]) -> Iterator[None]:
+        """Leave the run open where the same command can go on with it; end it where it cannot."""
+        try:
+            yield
+        except BaseException as error:
+            stopped = isinstance(error, Interrupted) or not isinstance(error, Exception)
+            ends = data["phase"] in ("upgrade", "verify") and not stopped
+            state = RunState.FAILED if ends else RunState.INTERRUPTED
+            with contextlib.suppress(Exception):
+                self._journal.end(run, state, error=str(error)[:1000])
+            raise
+
+    @contextlib.contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        began = time.monotonic()
+        yield
+        self._seconds[part] = round(time.monotonic() - began, 3)
+
+    @contextlib.contextmanager
+    def _tolerating(self) -> Iterator[None]:
+        """What was done is done: a journal that cannot be written then is only told."""
+        try:
+            yield
+        except OnerootError as error:
+            self._note(f"the journal could not be written: {error}")
+
+    def _set(self, run: RunId, data: dict[str, object], **values: object) -> None:
+        data |= values
+        self._journal.set_data(run, **values)
+        killpoint.reach(f"run: {', '.join(f'{key} {value}' for key, value in values.items())}")
+
+    def _note(self, message: str) -> None:
+        self._notes.append(message)
+        self._progress.note(message)
+
+
+def is_proven(proof: BaseProof) -> bool:
+    """Whether a base and all of its containers that run are proven."""
+    return bool(proof.ok)
+
+
+def states_of(settings: Settings, base: str) -> list[ContainerState]:
+    """Return the states of a base's containers."""
+    return [state for state in read_states(settings, spec.names(settings.paths)) if state.base == base]
+
+
+def unfinished(journal: Journal, base: str) -> Run | None:
+    """Return a base's patch or rollback that has not ended."""
+    found = [run for verb in VERBS if (run := journal.unfinished(base, verb)) is not None]
+    return max(found, key=lambda run: run.id, default=None)
+
+
+def require_unfinished(journal: Journal, base: str) -> Run:
+    """Return a base's run that has not ended.
+
+    :raises OnerootError: there is none.
+    """
+    found = unfinished(journal, base)
+    if found is None:
+        raise OnerootError(
+            f"No rollout of {base} is unfinished", fix="oneroot history shows those that have ended"
+        )
+    return found
+
+
+def supersede(journal: Journal, found: Run) -> list[RunStep]:
+    """End a run whose place a rollback takes; return what it left to be started."""
+    left = [
+        dataclasses.replace(step, state=StepState.DOING, batch=0)
+        for step in journal.steps(found.id)
+        if step.was_running and step.state in (StepState.DOING, StepState.FAILED)
+    ]
+    journal.end(found.id, RunState.ABORTED, superseded=True)
+    return left
+
+
+def refuse_pinned(declared: BaseSpec) -> None:
+    """Refuse to patch a base that a person holds where it is.
+
+    :raises OnerootError: it is pinned.
+    """
+    if declared.pin is None:
+        return
+    pin = declared.pin
+    raise OnerootError(
+        f"The base {declared.name} is pinned to generation {pin.generation}",
+        why=f"{pin.person} did that {pin.since}: {pin.reason}",
+        fix=f"oneroot base unpin {declared.name}",
+    )
+
+
+def newest(store: Store, base: BaseName) -> int:
+    """Return the newest generation that is not marked bad.
+
+    :raises OnerootError: there is none.
+    """
+    bad = store.spec(base).bad
+    numbers = [one.number for one in store.generations(base) if one.number not in bad]
+    if not numbers:
+        raise OnerootError(f"The base {base} has no generation to run on", fix=f"oneroot base upgrade {base}")
+    return max(numbers)
+
+
+def previous(store: Store, base: BaseName) -> int:
+    """Return the generation before the current one, bad ones left out.
+
+    :raises OnerootError: there is none.
+    """
+    current = store.current(base)
+    bad = store.spec(base).bad
+    numbers = [one.number for one in store.generations(base) if one.number not in bad]
+    before = [number for number in numbers if current is not None and number < current]
+    if not before:
+        raise OnerootError(
+            f"The base {base} has no generation before {current}",
+            why=f"it has {', '.join(map(str, numbers)) or 'none'}",
+            fix=f"oneroot base show {base}",
+        )
+    return max(before)
