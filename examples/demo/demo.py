@@ -93,7 +93,7 @@ def run() -> None:
     """Show the whole job."""
     begun = time.monotonic()
     headline("1  A host that is fit for 100 containers")
-    oneroot("doctor", "--containers", str(TOTAL), "--fix", "--yes")
+    oneroot("doctor", "--containers", str(TOTAL), "--fix")
     headline("2  One base: Debian with Apache, PHP, Python and Ruby, as released, without later updates")
     make_base(())
     if not pending():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
@@ -39,9 +40,15 @@ def debian_tree() -> Path:
     """
     key = hashlib.sha256(PACKAGES.encode()).hexdigest()[:12]
     tree = CACHE / f"bookworm-{key}"
-    if tree.exists():
-        return tree
     CACHE.mkdir(exist_ok=True)
+    with (CACHE / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another run of the tests may be at it
+        if not tree.exists():
+            _bootstrap(tree, key)
+    return tree
+
+
+def _bootstrap(tree: Path, key: str) -> None:
     partial = CACHE / f"bookworm-{key}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     subprocess.run(
@@ -54,7 +61,6 @@ def debian_tree() -> Path:
         env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
     )
     partial.rename(tree)
-    return tree
 
 
 def _mirror() -> str:
@@ -78,7 +84,7 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
     file = place / "settings.yaml"
     file.write_text(
         f"paths: {{store: {place}/store, run: {place}/run, lxc: {place}/lxc}}\n"
-        "network: {ipv4: 10.78.0.0/16}\n"
+        "network: {ipv4: 10.78.0.0/17, gateway: 169.254.241.1}\n"
         "timeouts: {stop: 5}\n"
     )
     monkeypatch.setenv("ONEROOT_SETTINGS", str(file))

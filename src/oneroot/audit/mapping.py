@@ -11,16 +11,15 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import stat
 from pathlib import Path
 
-from oneroot.audit.basecode import CODE, DIGEST, KIND, PACKAGE, SIZE, BaseCode, GenerationCode
+from oneroot.audit.basecode import CODE, DIGEST, KIND, PACKAGE, BaseCode, GenerationCode
 from oneroot.audit.digest import digest_of
-from oneroot.base.manifest import Row
 from oneroot.kernel.proc import MappedFile
 from oneroot.kernel.tree import Tree
 
 _NO_FILES = ("/memfd:", "/dev/", "/SYSV", "/anon_hugepage", "/[", "/drm ", "/i915 ", "/dmabuf:")
+_INSIDE = "replaced or removed inside the container"
 _MOST_FILES = 20_000
 _MOST_MOUNTS_BYTES = 4 << 20
 
@@ -174,31 +173,22 @@ class ContainerJudge:
             return None
         return Replaced(package=None, why="a copy of code that the current generation replaced")
 
-    def _replaced_inside(self, file: MappedFile) -> Replaced | None:
+    def _replaced_inside(self, file: MappedFile) -> Replaced:
+        """Judge a mapping that shows a generation's inode, whose name is another file's by now.
+
+        A copied-up file keeps the number of the one it was copied from: it cannot be told whether
+        the mapping is of the generation's content or of what the container made of it. So even if
+        the path shows the current code again, the process may not run it.
+        """
         row = self._base.mounted.manifest.row(file.path)
-        status = self._status(file.path)
-        if row is not None and status is not None and self._same(file.path, row, status):
-            return None
-        return Replaced(package=row[PACKAGE] if row else None, why="replaced or removed inside the container")
+        return Replaced(package=row[PACKAGE] if row else None, why=_INSIDE)
 
     def _in_place_of_code(self, file: MappedFile) -> Replaced | None:
         row = self._base.code.row(file.path) or self._base.mounted.manifest.row(file.path)
         if row is None or not (row[CODE] or row[PACKAGE]):
             return None
-        why = (
-            "replaced or removed inside the container"
-            if file.deleted
-            else "another file is mounted in place of the base's"
-        )
+        why = _INSIDE if file.deleted else "another file is mounted in place of the base's"
         return Replaced(package=row[PACKAGE], why=why)
-
-    def _same(self, path: str, row: Row, status: os.stat_result) -> bool:
-        return (
-            row[KIND] == "f"
-            and stat.S_ISREG(status.st_mode)
-            and status.st_size == row[SIZE]
-            and digest_of(self._upper, path, status.st_size) == row[DIGEST]
-        )
 
     def _status(self, path: str) -> os.stat_result | None:
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 from oneroot.audit import stale as stales
@@ -17,7 +18,7 @@ from oneroot.audit.override import Override, Overrides, examine_all
 from oneroot.audit.stale import Finding, StaleProcess
 from oneroot.base.generation import PackageChange, Pin
 from oneroot.base.store import Store
-from oneroot.container import healthcheck, resolver, spec
+from oneroot.container import healthcheck, liveness, resolver, spec
 from oneroot.container.liveness import Liveness
 from oneroot.container.state import ContainerState, State, read_states
 from oneroot.settings import Settings
@@ -108,12 +109,15 @@ def prove(
     if names is None and bases is None:
         wanted |= set(store.names())
     known = {base: BaseCode(settings.paths, base) for base in wanted if base}
-    progress.note("reading what every process maps")
     servants = [pid] if (pid := resolver.pid(settings)) else []
-    findings = stales.examine(settings, states, known, servants=servants)
-    progress.note("reading every container's writable layer")
-    overrides = examine_all(settings, states, known)
-    lives = _liveness(settings, states)
+    progress.note("reading processes and writable layers")
+    with ThreadPoolExecutor(1) as aside:
+        # children read the processes, and leave this thread the processor that reads the uppers
+        observing = aside.submit(stales.observe, states, servants=servants)
+        overrides = examine_all(settings, states, known)
+        lives = _liveness(settings, states)
+        observed = observing.result()
+    findings = stales.judge(settings, observed, known)
     proofs: list[BaseProof] = []
     for base in sorted(wanted):
         judged = tuple(
@@ -142,8 +146,14 @@ def record(settings: Settings, proofs: Sequence[BaseProof], documents: Sequence[
 
 
 def _liveness(settings: Settings, states: Sequence[ContainerState]) -> dict[str, Liveness]:
-    specs = [state.spec for state in states if state.state.up and state.spec is not None]
-    return {found.container: found for found in healthcheck.check_many(settings, specs)}
+    up = [state for state in states if state.state.up]
+    found = {
+        state.name: liveness.look(settings.paths, state.spec, lease=state.lease)
+        for state in up
+        if state.spec is not None and state.spec.health is None
+    }
+    asked = [state.spec for state in up if state.spec is not None and state.spec.health is not None]
+    return found | {one.container: one for one in healthcheck.check_many(settings, asked)}
 
 
 def _container(

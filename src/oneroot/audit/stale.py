@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import os
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -63,28 +64,44 @@ class Findings:
     """Processes of the host that serve containers and run code that the host replaced, by pid."""
 
 
-def examine(
-    settings: Settings,
-    states: Sequence[ContainerState],
-    bases: Mapping[str, BaseCode],
-    *,
-    servants: Sequence[int] = (),
-) -> Findings:
-    """Look at every process of the containers that are up, and at the host's that serve them.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Observed:
+    """What /proc showed of all containers that are up, before it is judged."""
 
-    :param bases: by name; a container whose base is not among them is unknown.
+    up: Mapping[str, ContainerState]
+    pids: Mapping[str, Sequence[int]]
+    """Of each container's processes."""
+    readings: Mapping[int, ProcessReading]
+    servants: tuple[int, ...]
+    """The host's processes that serve containers: their LXC monitors, and what was asked for."""
+
+
+def observe(states: Sequence[ContainerState], *, servants: Sequence[int] = ()) -> Observed:
+    """Read every process of the containers that are up; other processes do most of the work.
+
     :param servants: pids of the host to look at, besides the containers' LXC monitors.
     """
     up = {state.name: state for state in states if state.pid is not None}
-    hosts_own = [*(state.lease.monitor for state in up.values() if state.lease is not None), *servants]
+    monitors = [state.lease.monitor for state in up.values() if state.lease is not None]
     pids = _pids_by_container(up)
-    wanted = [*hosts_own, *(pid for listed in pids.values() for pid in listed)]
+    wanted = [*monitors, *servants, *(pid for listed in pids.values() for pid in listed)]
     readings = {one.pid: one for one in proc.read_processes(wanted, total=_ALL_SECONDS)}
+    return Observed(up=up, pids=pids, readings=readings, servants=(*monitors, *servants))
+
+
+def judge(settings: Settings, observed: Observed, bases: Mapping[str, BaseCode]) -> Findings:
+    """Judge what was observed; looks again where it was odd.
+
+    :param bases: by name; a container whose base is not among them is unknown.
+    """
     judges: dict[tuple[str, int], BaseJudge] = {}
-    looks = {name: _Look(settings, state, bases.get(state.base), judges) for name, state in up.items()}
-    found = {name: looks[name].finding(pids[name], readings) for name in up}
-    _look_again(up, looks, found)
-    host = {pid: _deleted(readings[pid]) for pid in hosts_own if pid in readings}
+    looks = {
+        name: _Look(settings, state, bases.get(state.base), judges) for name, state in observed.up.items()
+    }
+    found = {name: look.finding(observed.pids[name], observed.readings) for name, look in looks.items()}
+    _look_again(observed.up, looks, found)
+    readings = (observed.readings.get(pid) for pid in observed.servants)
+    host = {one.pid: _deleted(one) for one in readings if one is not None}
     return Findings(containers=found, host={pid: stale for pid, stale in host.items() if stale})
 
 
@@ -142,6 +159,14 @@ class _Look:
             return Finding(unknown=(self.problem,), processes=len(pids))
         if not pids:
             return Finding(unknown=("none of its processes was found",))
+        try:
+            return self._finding(self._base, pids, readings)
+        except (OSError, CorruptState) as error:  # of the store: a generation is gone, or damaged
+            return Finding(unknown=(f"what it runs cannot be compared: {error}",), processes=len(pids))
+
+    def _finding(
+        self, base: BaseJudge, pids: Sequence[int], readings: Mapping[int, ProcessReading]
+    ) -> Finding:
         stale: list[StaleProcess] = []
         unknown: list[str] = []
         with contextlib.ExitStack() as stack:
@@ -149,10 +174,10 @@ class _Look:
             for reading in (readings[pid] for pid in pids if pid in readings):  # others have ended
                 if reading.unknown:
                     unknown.append(f"process {reading.pid}: {reading.unknown}")
-                elif not self._base.all_fine(reading.mapped):
+                elif not base.all_fine(reading.mapped):
                     if judge is None:
                         upper = stack.enter_context(Tree(self._upper))
-                        judge = ContainerJudge(upper, self._base, self._init)
+                        judge = ContainerJudge(upper, base, self._init)
                     _judge_process(judge, reading, stale, unknown)
         return Finding(stale=tuple(stale), unknown=tuple(unknown), processes=len(pids))
 
@@ -222,10 +247,15 @@ def _pids_by_container(up: Mapping[str, ContainerState]) -> dict[str, list[int]]
 def _cgroup(pid: int) -> bytes:
     """Return /proc/PID/cgroup, which takes no lock of the process's; empty when it is gone."""
     try:
-        with open(f"/proc/{pid}/cgroup", "rb", buffering=0) as file:
-            return file.read(1 << 16)
-    except (FileNotFoundError, ProcessLookupError):
+        descriptor = os.open(f"/proc/{pid}/cgroup", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
         return b""
+    try:
+        return os.read(descriptor, 1 << 16)
+    except ProcessLookupError:
+        return b""
+    finally:
+        os.close(descriptor)
 
 
 @functools.lru_cache(maxsize=1 << 14)

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from oneroot.base import build, layout, workshop
+from oneroot.base import build, layout, upgrade, workshop
 from oneroot.base.generation import SCHEMA, BaseSpec, Generation, GenerationNumber, Repository
 from oneroot.base.store import Store, now
 from oneroot.errors import CorruptState, OnerootError, UsageError
@@ -146,22 +146,26 @@ def create(
     progress: Progress = SILENT,
     host_sources: Path = sources.APT,
 ) -> Generation | None:
-    """Make a base and its first generation. The caller holds the base's lock.
+    """Make a base and its first generation, and look what updates wait for it.
 
     :returns: the generation; None if just this base exists already.
     :raises UsageError: the declaration cannot be, or the base exists and is another.
     :raises OnerootError: it failed; nothing is left of it but a log, which the error names.
     """
+    store = Store(settings)
     wanted = specify(declaration, host_sources=host_sources)
-    if refuse_other(Store(settings), declaration, wanted):
-        return None
-    work = _Creation(settings, declaration, wanted, reason, progress)
-    try:
-        steps.apply_all(work.steps(), progress=progress)
-    except BaseException:
-        work.sweep()
-        raise
-    work.sweep()
+    with store.holding(wanted.name, "create"):
+        if refuse_other(store, declaration, wanted):
+            return None
+        work = _Creation(settings, declaration, wanted, reason, progress)
+        try:
+            steps.apply_all(work.steps(), progress=progress)
+        finally:
+            work.sweep()
+        try:
+            upgrade.check_sources(settings, wanted.name, progress)
+        except OnerootError as error:  # the base is there; that its sources are not is recorded
+            progress.note(f"base {wanted.name}: {error}")
     return work.generation
 
 
@@ -235,8 +239,8 @@ class _Creation:
         workshop.private_directory(paths.store)
         workshop.private_directory(paths.bases)
         tree.remove_tree(self._build)
-        self._build.mkdir(mode=0o700)
-        self._prepared.mkdir(mode=0o700, parents=True)
+        for directory in (self._build, self._prepared.parent, self._prepared):
+            directory.mkdir(mode=0o700)
         self._log = workshop.new_log(paths, "create", self._spec.name)
         workshop.require_room(paths.bases, _TREE_BYTES, "The base cannot be made")
         self._area = self._area_of(None)

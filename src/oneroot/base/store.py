@@ -6,6 +6,7 @@ functions that change something check that.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -228,7 +229,7 @@ class Store:
         stage = self.directory(name) / "stage"
         if stage.exists():
             tree.remove_tree(stage)
-        stage.mkdir(mode=0o700, parents=True)
+        stage.mkdir(mode=0o700)
         return stage
 
     def sweep(self, name: str) -> None:
@@ -247,24 +248,38 @@ class Store:
         files.save(prepared / "generation.json", generation, schema=SCHEMA)
         killpoint.reach(f"base {generation.base}: generation {generation.number} is described")
         directory = layout.generation_directory(self._paths, generation.base, generation.number)
-        directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        directory.parent.mkdir(mode=0o700, exist_ok=True)
         copy.rename_new(prepared, directory)
         copy.sync_directory(directory.parent)
         killpoint.reach(f"base {generation.base}: generation {generation.number} is committed")
         return generation
+
+    @contextlib.contextmanager
+    def holding(self, name: str, verb: str) -> Iterator[None]:
+        """Hold the base's lock, whether or not the caller does already.
+
+        :raises Busy: another process holds it.
+        """
+        with contextlib.ExitStack() as stack:
+            if not self._held(name):
+                stack.enter_context(locks.base(self._paths, base_name(name), verb=f"{verb} {name}"))
+            yield
 
     def require_lock(self, name: str) -> None:
         """Check that this process holds the base's lock; a changer that forgot it would race.
 
         :raises Busy: it does not.
         """
-        holder = locks.holder(self._paths, f"base-{name}")
-        if holder is None or holder.token != locks.TOKEN:
+        if not self._held(name):
             raise Busy(
                 f"The base {name} is not ours to change now",
                 why="its lock is not held by this process",
                 fix="report this: a command forgot to take the lock",
             )
+
+    def _held(self, name: str) -> bool:
+        holder = locks.holder(self._paths, f"base-{name}")
+        return holder is not None and holder.token == locks.TOKEN
 
     def require_unpinned(self, name: str) -> None:
         """Refuse to move a base that a person holds.

@@ -10,7 +10,7 @@ import stat
 from collections.abc import Mapping
 from pathlib import Path
 
-from oneroot.base.manifest import Manifest, Row
+from oneroot.base.manifest import Entry, Manifest, Row, from_row
 from oneroot.kernel import xattr
 
 _LETTERS = {
@@ -84,7 +84,7 @@ class _Walk:
         self._known = known
 
     def directory(self, path: str, status: os.stat_result) -> None:
-        self.rows.append(self._row(path or "/", "d", status, "", None))
+        self.rows.append(self.row(path or "/", "d", status, "", None))
         with os.scandir(self._root + (path or "/")) as entries:
             listed = sorted(entries, key=lambda entry: entry.name)
         for entry in listed:
@@ -97,9 +97,9 @@ class _Walk:
                 self.rows.append((*known[:8], self._owners.get(beneath), *known[9:]))
                 self.sizes[entry.inode()] = known[5]
             else:
-                self._other(beneath, entry.stat(follow_symlinks=False))
+                self.other(beneath, entry.stat(follow_symlinks=False))
 
-    def _other(self, path: str, status: os.stat_result) -> None:
+    def other(self, path: str, status: os.stat_result) -> None:
         letter = _LETTERS[stat.S_IFMT(status.st_mode)]
         digest = ""
         if letter == "l":
@@ -109,9 +109,9 @@ class _Walk:
         elif letter == "f":
             self.unread.append(len(self.rows))
             self.sizes[status.st_ino] = status.st_size
-        self.rows.append(self._row(path, letter, status, digest, self._owners.get(path)))
+        self.rows.append(self.row(path, letter, status, digest, self._owners.get(path)))
 
-    def _row(self, path: str, letter: str, status: os.stat_result, digest: str, package: str | None) -> Row:
+    def row(self, path: str, letter: str, status: os.stat_result, digest: str, package: str | None) -> Row:
         attributes = None
         if letter != "l":
             attributes = {name: value.hex() for name, value in xattr.all_of(self._place(path)).items()}
@@ -155,3 +155,16 @@ def _read(path: str) -> tuple[str, bytes, bool]:
     finally:
         os.close(descriptor)
     return made.hexdigest(), head[:64], suspect
+
+
+def look(root: str, path: str) -> Entry:
+    """Return what stands at one path of a tree, its content read; package and code are not found out."""
+    walk = _Walk(root, {}, {})
+    status = os.lstat(root + path)
+    if stat.S_ISDIR(status.st_mode):
+        return from_row(walk.row(path, "d", status, "", None))
+    walk.other(path, status)
+    row = walk.rows[0]
+    if row[1] == "f":
+        row = (*row[:7], _read(root + path)[0], *row[8:])
+    return from_row(row)

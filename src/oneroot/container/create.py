@@ -16,7 +16,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from oneroot.base import layout as base_layout
-from oneroot.container import announce, contents, identity, lxcconfig, network, places, pool, request, spec
+from oneroot.container import (
+    announce,
+    contents,
+    identity,
+    lxcconfig,
+    making,
+    network,
+    places,
+    pool,
+    request,
+    spec,
+)
 from oneroot.container.pool import Grant, Want
 from oneroot.container.request import CreateRequest
 from oneroot.container.spec import ContainerSpec
@@ -39,7 +50,7 @@ from oneroot.work import interrupt, killpoint
 from oneroot.work.journal import Journal, RunId, RunState, RunStep, StepState
 from oneroot.work.parallel import Outcome, for_each
 from oneroot.work.progress import SILENT, Progress
-from oneroot.work.steps import Step, apply_all, describe_all
+from oneroot.work.steps import apply_all, describe_all
 
 _COMPARED = ("base", "units", "command", "limits", "publish", "health", "autostart")
 
@@ -117,7 +128,11 @@ def ensure(
     if missing:
         _check_host(settings, design, missing)
     if dry_run:
-        planned = describe_all(_steps(settings, design, _sketch(design, *missing[0]))) if missing else []
+        planned = (
+            describe_all(making.steps(settings, design.mould, _sketch(design, *missing[0])))
+            if missing
+            else []
+        )
         for _, name in missing:
             result = CreateResult(status=Made.PLANNED, spec=None, steps=tuple(planned))
             outcomes[name] = Outcome(name=name, value=result)
@@ -276,11 +291,16 @@ def _make_missing(
             return {}
         wants = [Want(name=name, unprivileged=not design.request.privileged) for _, name in missing]
         grants = pool.allocate(settings, wants)
-        specs = [design.declare(name, index, grants[name]) for index, name in missing]
         try:
-            return _Maker(settings, design, journal, run, progress).make(specs)
+            # Another command may have made some until we had the promise; nobody can from now on.
+            found = {name: _existing(settings, design, name, index) for index, name in missing}
+            made = {name: outcome for name, outcome in found.items() if outcome is not None}
+            for name in made:
+                journal.mark(run, name, StepState.SKIPPED, "another command has made it")
+            specs = [design.declare(name, index, grants[name]) for index, name in missing if name not in made]
+            return made | _Maker(settings, design, journal, run, progress).make(specs)
         finally:
-            pool.settle(settings, [one.name for one in specs])
+            pool.settle(settings, [name for _, name in missing])
 
 
 @contextlib.contextmanager
@@ -361,7 +381,7 @@ class _Maker:
 
     def _prepare(self, one: ContainerSpec) -> CreateResult:
         self._journal.mark(self._run, one.name, StepState.DOING)
-        steps = _steps(self._settings, self._design, one)
+        steps = making.steps(self._settings, self._design.mould, one)
         try:
             apply_all(steps[:-1])
         except OSError as error:
@@ -376,7 +396,7 @@ class _Maker:
     def _commit(self, one: ContainerSpec) -> Outcome[CreateResult]:
         try:
             interrupt.check()
-            apply_all(_steps(self._settings, self._design, one)[-1:])
+            apply_all(making.steps(self._settings, self._design.mould, one)[-1:])
         except OSError as error:
             failure = _failure(one.name, error)
             self._journal.mark(self._run, one.name, StepState.FAILED, str(failure))
@@ -405,79 +425,3 @@ def _failure(name: str, error: OSError) -> OnerootError:
             container=name,
         )
     return OnerootError(f"The container {name} was not created", why=str(error), container=name)
-
-
-def _steps(settings: Settings, design: _Design, one: ContainerSpec) -> list[Step]:
-    stage = places.stage(settings.paths) / one.name
-    return [
-        _Declare(settings=settings, spec=one, place=stage),
-        _Configure(settings=settings, spec=one, place=stage),
-        _PrepareUpper(mould=design.mould, spec=one, place=stage),
-        _Commit(spec=one, place=stage, target=settings.paths.container(one.name)),
-    ]
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Declare:
-    settings: Settings
-    spec: ContainerSpec
-    place: Path
-
-    def describe(self) -> str:
-        return f"{self.spec.name}: write its declaration"
-
-    def apply(self) -> None:
-        self.place.mkdir(mode=0o700)
-        spec.save_in(self.place, self.spec)
-
-    def undo(self) -> None:
-        remove_tree(self.place)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Configure:
-    settings: Settings
-    spec: ContainerSpec
-    place: Path
-
-    def describe(self) -> str:
-        return f"{self.spec.name}: write its LXC configuration"
-
-    def apply(self) -> None:
-        (self.place / "config").write_text(lxcconfig.render(self.settings, self.spec), encoding="utf-8")
-
-    def undo(self) -> None:
-        (self.place / "config").unlink(missing_ok=True)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _PrepareUpper:
-    mould: Mould
-    spec: ContainerSpec
-    place: Path
-
-    def describe(self) -> str:
-        return f"{self.spec.name}: prepare its writable layer"
-
-    def apply(self) -> None:
-        self.mould.cast(self.place / "overlay", self.spec)
-
-    def undo(self) -> None:
-        remove_tree(self.place / "overlay")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Commit:
-    spec: ContainerSpec
-    place: Path
-    target: Path
-
-    def describe(self) -> str:
-        return f"{self.spec.name}: put it into the LXC path"
-
-    def apply(self) -> None:
-        copy.rename_new(self.place, self.target)
-
-    def undo(self) -> None:
-        if self.target.exists() and not self.place.exists():
-            self.target.rename(self.place)

@@ -10,8 +10,10 @@ import contextlib
 import functools
 import re
 import shutil
+import time
 from pathlib import Path
 
+from oneroot.container import lease
 from oneroot.errors import Busy, CommandFailed, OnerootError
 from oneroot.run import SAFE_PATH, run
 from oneroot.settings import Paths
@@ -53,7 +55,11 @@ def start(paths: Paths, name: str, *, timeout: float) -> None:
 def _start_again_with_log(
     paths: Paths, name: str, argv: list[str], token: dict[str, str], timeout: float
 ) -> None:
-    """LXC tells the cause of most failures at level INFO only, which costs too much for every start."""
+    """LXC tells the cause of some failures at level INFO only, which costs too much for every start."""
+    failed = lease.read(paths, name)
+    end = time.monotonic() + timeout
+    while failed is not None and failed.held and time.monotonic() < end:
+        time.sleep(0.005)  # its monitor still takes down what it had set up
     log = paths.run / "hook" / f"{name}.log"
     log.parent.mkdir(mode=0o700, exist_ok=True)
     log.unlink(missing_ok=True)
@@ -126,16 +132,27 @@ def _read(path: Path) -> str:
     return ""
 
 
-_LOG_LINE = re.compile(r"^lxc-start \S+ \S+ (?:ERROR|WARN)\s+\S+ - \S+ - (.*)$", re.MULTILINE)
-_NOISE = (
+_LOG_LINE = re.compile(r"^lxc-start \S+ \S+ (\w+)\s+(\w+) - \S+ - (.*)$", re.MULTILINE)
+_CONSEQUENCES = (
     "To get more details",
     "Additional information",
     "The container failed to start",
     "Received container state",
+    "Failed to receive",
+    "An error occurred in another process",
+    "Failed to setup",
+    "Failed to spawn",
 )
 
 
 def _cause(log: str) -> str:
-    """Return the first complaints of an LXC log: later ones are consequences."""
-    found = [text for text in _LOG_LINE.findall(log) if not text.startswith(_NOISE)]
-    return "\n".join(found[:4])
+    """Return what an LXC log tells of a failure's cause.
+
+    When an overlay cannot be mounted, LXC tries again without a work directory, and only that second
+    error is an ERROR; the first, an INFO, has the cause.
+    """
+    lines = [(level, where, text) for level, where, text in _LOG_LINE.findall(log)]
+    hidden = [text for level, where, text in lines if level == "INFO" and where == "overlay"]
+    errors = [text for level, _, text in lines if level in ("ERROR", "CRIT", "ALERT", "FATAL", "EMERG")]
+    causes = [text for text in errors if not text.startswith(_CONSEQUENCES)]
+    return "\n".join((hidden + causes or errors)[:3])

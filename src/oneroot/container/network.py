@@ -39,8 +39,6 @@ PARAMETERS = {
     "net.ipv6.conf.default.addr_gen_mode": 1,
 }
 ROUTE_LOCALNET = "net.ipv4.conf.default.route_localnet"
-_DEFAULT_ROUTE_BITS = 1
-"""0.0.0.0/1 and 128.0.0.0/1 are how VPN programs write a default route."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -146,7 +144,11 @@ def _converge(settings: Settings, ports: tuple[Port, ...] | None) -> None:
         if _check_routes(settings) and _stands(settings, known, ports):
             return
         wanted = ports if ports is not None else (known.published if known else ())
-        previous = _set_parameters(wanted)
+        previous = {**_differing_parameters(wanted), **(known.previous if known else {})}
+        # What was before is written down first: after a kill, teardown still leads back to it.
+        before = known or _state(settings, None, (), previous)
+        _save(settings, dataclasses.replace(before, generation=None, previous=previous))
+        _set_parameters(wanted)
         killpoint.reach("network: parameters set")
         if not iproute.is_local(settings.network.gateway):
             _check_gateway(settings)
@@ -159,21 +161,27 @@ def _converge(settings: Settings, ports: tuple[Port, ...] | None) -> None:
         killpoint.reach("network: rules installed")
         resolver.ensure(settings)
         killpoint.reach("network: resolver started")
-        files.save(
-            _file(settings),
-            _State(
-                boot=proc.boot_id(),
-                namespace=_namespace(),
-                generation=generation,
-                pool=settings.network.ipv4,
-                gateway=settings.network.gateway,
-                isolated=settings.network.isolated,
-                published=wanted,
-                previous={**previous, **(known.previous if known else {})},
-            ),
-            schema=SCHEMA,
-            durable=False,
-        )
+        _save(settings, _state(settings, generation, wanted, previous))
+
+
+def _state(
+    settings: Settings, generation: int | None, ports: tuple[Port, ...], previous: dict[str, int]
+) -> _State:
+    network = settings.network
+    return _State(
+        boot=proc.boot_id(),
+        namespace=_namespace(),
+        generation=generation,
+        pool=network.ipv4,
+        gateway=network.gateway,
+        isolated=network.isolated,
+        published=ports,
+        previous=previous,
+    )
+
+
+def _save(settings: Settings, state: _State) -> None:
+    files.save(_file(settings), state, schema=SCHEMA, durable=False)
 
 
 def _stands(settings: Settings, known: _State | None, ports: tuple[Port, ...] | None) -> bool:
@@ -316,7 +324,7 @@ def _check_routes(settings: Settings) -> bool:
     for route in iproute.routes(but=ruleset.INTERFACE_PREFIX):
         if not route.interface:
             fenced = fenced or route.network == pool
-        elif route.network.prefixlen > _DEFAULT_ROUTE_BITS and route.network.overlaps(pool):
+        elif route.collides(pool):
             raise HostError(
                 f"The address pool {pool} collides with a route of this host",
                 why=f"{route.network} leads to {route.interface}",
@@ -337,16 +345,29 @@ def _check_gateway(settings: Settings) -> None:
             )
 
 
-def _set_parameters(ports: Iterable[Port]) -> dict[str, int]:
-    previous = {name: sysctl.ensure(name, value) for name, value in PARAMETERS.items()}
-    if _needs_localnet(ports):
-        previous[ROUTE_LOCALNET] = sysctl.ensure(ROUTE_LOCALNET, 1)
-        for interface in {route.interface for route in iproute.routes()}:
-            if interface.startswith(ruleset.INTERFACE_PREFIX):
-                # A container may stop meanwhile, and its link with it.
-                with contextlib.suppress(HostError):
-                    sysctl.ensure(f"net/ipv4/conf/{interface}/route_localnet", 1)
-    return {name: value for name, value in previous.items() if value is not None}
+def _wanted_parameters(ports: Iterable[Port]) -> dict[str, int]:
+    return {**PARAMETERS, ROUTE_LOCALNET: 1} if _needs_localnet(ports) else PARAMETERS
+
+
+def _differing_parameters(ports: Iterable[Port]) -> dict[str, int]:
+    found = {name: sysctl.read_int(name) for name in _wanted_parameters(ports)}
+    return {
+        name: value
+        for name, value in found.items()
+        if value is not None and value != _wanted_parameters(ports)[name]
+    }
+
+
+def _set_parameters(ports: Iterable[Port]) -> None:
+    for name, value in _wanted_parameters(ports).items():
+        sysctl.ensure(name, value)
+    if not _needs_localnet(ports):
+        return
+    for interface in {route.interface for route in iproute.routes()}:
+        if interface.startswith(ruleset.INTERFACE_PREFIX):
+            # A container may stop meanwhile, and its link with it.
+            with contextlib.suppress(HostError):
+                sysctl.ensure(f"net/ipv4/conf/{interface}/route_localnet", 1)
 
 
 def _needs_localnet(ports: Iterable[Port]) -> bool:

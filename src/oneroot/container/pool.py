@@ -154,8 +154,9 @@ class _Office:
         for claim in self._claims:
             promise = Promise(owner=claim.name, pid=0, pid_start=0, boot_id="", turn=self._turn)
             for ids in claim.ids:
-                if self._pool_has(ids.first):
-                    self._ids.setdefault(str(ids.first), promise)
+                for slot in self._slots(ids.first, ids.count):
+                    if 0 <= slot < self._settings.ids.count // self._settings.ids.each:
+                        self._ids.setdefault(str(self._first_of(slot)), promise)
             for address in claim.addresses:
                 self._addresses.setdefault(address, promise)
 
@@ -169,6 +170,9 @@ class _Office:
     def _slots(self, first: int, count: int) -> range:
         pool = self._settings.ids
         return range((first - pool.first) // pool.each, (first + count - 1 - pool.first) // pool.each + 1)
+
+    def _first_of(self, slot: int) -> int:
+        return self._settings.ids.first + slot * self._settings.ids.each
 
     def refuse_busy(self, wants: Sequence[Want]) -> None:
         wanted = {want.name for want in wants}
@@ -237,9 +241,8 @@ class _Office:
         taken = {slot for key in self._ids for slot in self._slots(int(key), pool.each)}
         taken |= self._claimed_slots | self._foreign_slots
         for slot in range(pool.count // pool.each):
-            first = pool.first + slot * pool.each
             if slot not in taken:
-                yield first
+                yield self._first_of(slot)
 
     def _freed_ranges(self) -> list[int]:
         pool = self._settings.ids

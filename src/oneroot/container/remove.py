@@ -115,7 +115,7 @@ def undelete(
         try:
             outcomes = for_each(
                 names,
-                lambda name: _undelete_one(settings, journal, run, name, latest.get(name)),
+                lambda name: _undelete_one(settings, journal, run, name, latest.get(name), left.get(name)),
                 workers=settings.workers,
                 title="undelete",
                 progress=progress,
@@ -202,15 +202,20 @@ def _remove_one(
                         container=name,
                     )
                 lifecycle.stop_locked(settings, name)
-            target = places.make(places.trash(settings.paths)) / places.trash_name(name)
+            target = places.make(_destination(settings, purge=purge)) / places.trash_name(name)
             apply_all(_steps(settings, name, target))
         if purge:
-            _delete(_doom(target))
+            _delete(target)
     except OnerootError as error:
         journal.mark(run.id, name, StepState.FAILED, str(error))
         raise
     journal.mark(run.id, name, StepState.DONE)
     return Removal(trash=None if purge else target)
+
+
+def _destination(settings: Settings, *, purge: bool) -> Path:
+    trash = places.trash(settings.paths)
+    return places.doomed(trash) if purge else trash
 
 
 def _steps(settings: Settings, name: str, target: Path) -> list[Step]:
@@ -234,22 +239,27 @@ def _planned(settings: Settings, name: str, *, force: bool, purge: bool) -> Outc
     return Outcome(name=name, value=Removal(steps=tuple(lines)))
 
 
-def _undelete_one(settings: Settings, journal: Journal, run: Run, name: str, item: Trashed | None) -> Removal:
-    target = settings.paths.container(name)
-    if item is None and spec.spec_file(settings.paths, name).exists():
-        journal.mark(run.id, name, StepState.DONE, "was taken back already")
+def _undelete_one(
+    settings: Settings, journal: Journal, run: Run, name: str, item: Trashed | None, begun: str | None
+) -> Removal:
+    """Take one back.
+
+    :param begun: from where a killed command was taking it back.
+    """
+    if begun and not Path(begun).exists() and spec.spec_file(settings.paths, name).exists():
+        journal.mark(run.id, name, StepState.DONE, begun)
         return Removal()
-    journal.mark(run.id, name, StepState.DOING)
     try:
         if item is None:
             raise UnknownName(f"There is no removed container {name}", container=name)
+        journal.mark(run.id, name, StepState.DOING, str(item.path))
         _check_base(settings, item)
         with locks.container(settings.paths, name, verb="undelete", wait=_LOCK_PATIENCE):
-            apply_all([_TakeBack(item=item, target=target)])
+            apply_all([_TakeBack(item=item, target=settings.paths.container(name))])
     except OnerootError as error:
         journal.mark(run.id, name, StepState.FAILED, str(error))
         raise
-    journal.mark(run.id, name, StepState.DONE)
+    journal.mark(run.id, name, StepState.DONE, str(item.path))
     return Removal()
 
 
@@ -283,14 +293,15 @@ def _begin(journal: Journal, patterns: Sequence[str], names: Sequence[str], *, v
     return run
 
 
-def _left_over(settings: Settings, patterns: Sequence[str], *, verb: str = _VERB) -> list[str]:
+def _left_over(settings: Settings, patterns: Sequence[str], *, verb: str = _VERB) -> dict[str, str]:
+    """Return the containers that the same command was about when it was killed, each with a note."""
     if not settings.paths.journal.exists():
-        return []
+        return {}
     with Journal(settings.paths) as journal:
         run = journal.unfinished(subject=_subject(patterns), verb=verb)
         if run is None or run.alive:
-            return []
-        return [step.container for step in journal.steps(run.id)]
+            return {}
+        return {step.container: step.message for step in journal.steps(run.id)}
 
 
 def _subject(patterns: Sequence[str]) -> str:

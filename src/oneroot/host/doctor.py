@@ -30,7 +30,7 @@ def examine(settings: Settings, *, containers: int = DEFAULT_CONTAINERS) -> list
         *storage.check_all(settings, load),
         *_open_files(),
         *limits.check_all(load),
-        *surroundings.check_all(),
+        *surroundings.check_all(settings),
     ]
 
 

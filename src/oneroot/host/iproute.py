@@ -11,6 +11,9 @@ from pathlib import Path
 
 from oneroot.run import run
 
+_DEFAULT_ROUTE_BITS = 1
+"""0.0.0.0/1 and 128.0.0.0/1 are how VPN programs write a default route."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Route:
@@ -19,6 +22,11 @@ class Route:
     network: ipaddress.IPv4Network
     interface: str
     """Empty when it leads nowhere (unreachable, prohibit)."""
+
+    def collides(self, pool: ipaddress.IPv4Network) -> bool:
+        """Tell whether packets to some address of a pool go this way already."""
+        leads = bool(self.interface) and self.network.prefixlen > _DEFAULT_ROUTE_BITS
+        return leads and self.network.overlaps(pool)
 
 
 def is_local(address: str) -> bool:

@@ -135,9 +135,7 @@ class _Directories:
         ]
 
     def lacking(self) -> bool:
-        return any(
-            not path.is_dir() or path.stat().st_mode & 0o777 & ~mode for path, mode in self._wanted()
-        )
+        return any(not path.is_dir() or path.stat().st_mode & 0o777 & ~mode for path, mode in self._wanted())
 
     def describe(self) -> str:
         return f"make {self.settings.paths.store} and {self.settings.paths.run} as they must be"

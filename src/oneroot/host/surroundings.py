@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import shutil
 from pathlib import Path
 
 from oneroot.errors import OnerootError
-from oneroot.host import nft, sysctl
+from oneroot.host import iproute, nft, sysctl
 from oneroot.host.check import Check, Status
 from oneroot.run import SAFE_PATH, run
+from oneroot.settings import Settings
 
 _OURS = ("inet", "oneroot")
+_CONTAINER_LINKS = "or"
 _LETS_THROUGH = re.compile(r'[io]ifname "or(\*|\d)')
 _ENDS = re.compile(r"^(counter\s+(packets \d+ bytes \d+ )?)?(drop|reject\b.*)( comment .*)?$")
 NEEDRESTART = Path("/etc/needrestart")
@@ -19,9 +22,29 @@ NEEDRESTART_LINE = "$nrconf{override_cont}{qr(.)} = 0;"
 _LEFT_ALONE = re.compile(r"^\s*\$nrconf\{override_cont\}.*=\s*0\s*;", re.MULTILINE)
 
 
-def check_all() -> list[Check]:
+def check_all(settings: Settings) -> list[Check]:
     """Check what stands in the way of containers, or acts on them behind our back."""
-    return [_forwarding(), _arp(), *_firewalls(), *_needrestart()]
+    return [_forwarding(), _arp(), _collision(settings), *_firewalls(), *_needrestart()]
+
+
+def _collision(settings: Settings) -> Check:
+    pool = ipaddress.IPv4Network(settings.network.ipv4)
+    found = [
+        f"{route.network} leads to {route.interface}"
+        for route in iproute.routes(but=_CONTAINER_LINKS)
+        if route.collides(pool)
+    ]
+    if not found:
+        found = [f"{name} has {address}" for name, address in iproute.addresses() if address.ip in pool]
+    return Check(
+        id="network.collision",
+        title="Nobody else has the containers' addresses",
+        status=Status.FAIL if found else Status.OK,
+        found="; ".join(found[:5]) or "nobody does",
+        needed=f"{settings.network.ipv4} unused",
+        why="packets would go to the wrong place",
+        fix_command="choose another network.ipv4 in the settings" if found else "",
+    )
 
 
 def _forwarding() -> Check:
@@ -110,7 +133,7 @@ def _opening(chain: nft.BaseChain) -> str:
     if "firewalld" in chain.table:
         return "firewall-cmd --permanent --zone=trusted --add-interface=or+ && firewall-cmd --reload"
     place = f"{chain.family} {chain.table} {chain.name}"
-    return f"nft 'insert rule {place} iifname \"or*\" accept; insert rule {place} oifname \"or*\" accept'"
+    return f'nft \'insert rule {place} iifname "or*" accept; insert rule {place} oifname "or*" accept\''
 
 
 def _iptables(program: str, chain: str) -> str:
@@ -151,8 +174,6 @@ def _needrestart() -> list[Check]:
             found="told so" if told else "it may restart containers by itself",
             needed="an override_cont of 0 in /etc/needrestart/conf.d",
             why="it would run lxc-stop --reboot behind a rollout's back",
-            fix_command=""
-            if told
-            else f"echo '{NEEDRESTART_LINE}' > /etc/needrestart/conf.d/oneroot.conf",
+            fix_command="" if told else f"echo '{NEEDRESTART_LINE}' > /etc/needrestart/conf.d/oneroot.conf",
         )
     ]

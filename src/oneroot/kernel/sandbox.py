@@ -277,6 +277,9 @@ def _be_init(sandbox: Sandbox, alive: int, report: int) -> NoReturn:
     libc.prctl(libc.PR_SET_PDEATHSIG, signal.SIGKILL)
     if select.select([alive], [], [], 0)[0]:
         os._exit(137)  # `main` died before PDEATHSIG was set
+    last = int(Path("/proc/sys/kernel/cap_last_cap").read_bytes())
+    # From here on Python must load nothing: it would load, with all our power, what lies in the tree.
+    sys.meta_path.clear()
     if sandbox.root is not None:
         _enter(Path(sandbox.root))
         _furnish()
@@ -287,14 +290,14 @@ def _be_init(sandbox: Sandbox, alive: int, report: int) -> NoReturn:
     program = os.fork()
     if program == 0:
         with _reported(report):
-            _become(sandbox)
+            _become(sandbox, last)
     while True:
         pid, status = os.wait()
         if pid == program:
             os._exit(_exit_code(status))
 
 
-def _become(sandbox: Sandbox) -> None:
+def _become(sandbox: Sandbox, last_capability: int) -> None:
     """Give up what is not needed, and become the program."""
     os.umask(0o022)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
@@ -302,8 +305,7 @@ def _become(sandbox: Sandbox) -> None:
         signal.signal(number, signal.SIG_DFL)
     if sandbox.confined:
         os.setgroups([])
-        last = int(_read("/proc/sys/kernel/cap_last_cap"))
-        libc.drop_capabilities(frozenset(_CAPABILITIES.values()), last)
+        libc.drop_capabilities(frozenset(_CAPABILITIES.values()), last_capability)
     try:
         os.execvpe(sandbox.argv[0], sandbox.argv, {**sandbox.environment})
     except OSError as error:
@@ -395,8 +397,3 @@ def _raise_loopback() -> None:
 def _exit_code(status: int) -> int:
     code = os.waitstatus_to_exitcode(status)
     return code if code >= 0 else 128 - code
-
-
-def _read(path: str) -> str:
-    with open(path, encoding="ascii") as file:
-        return file.read()

@@ -9,12 +9,13 @@ from collections.abc import Iterator, Sequence
 
 from oneroot.audit import proof as proofs
 from oneroot.audit.proof import BaseProof
+from oneroot.base import layout
 from oneroot.base import upgrade as upgrades
-from oneroot.base.generation import BaseSpec, PackageChange
+from oneroot.base.generation import PackageChange
 from oneroot.base.store import Store
 from oneroot.container import lifecycle, spec
 from oneroot.container.state import ContainerState, read_states
-from oneroot.errors import ExitCode, Interrupted, NoSpace, OnerootError
+from oneroot.errors import CorruptState, ExitCode, Interrupted, NoSpace, OnerootError
 from oneroot.names import BaseName
 from oneroot.rollout import plan as plans
 from oneroot.rollout import requests
@@ -84,7 +85,8 @@ class Job:
         """Go on with a run whose process has ended."""
         self._journal.take_over(found.id)
         requests.forget(self._settings.paths, found.id)
-        return self.run(found.id, found.verb, found.data, [])
+        end_older(self._journal, self._base, found.id)
+        return self.run(found.id, found.verb, found.data, why=found.why)
 
     def abort(self, found: Run) -> PatchResult:
         """Take back what a run has moved."""
@@ -97,9 +99,17 @@ class Job:
         if found.verb == "rollback" and data.get("pinned"):
             self._store.unpin(self._base)
         self._journal.set_data(found.id, **data)
-        return self.run(found.id, found.verb, data, [])
+        return self.run(found.id, found.verb, data, why=found.why)
 
-    def run(self, run: RunId, verb: str, data: dict[str, object], left: Sequence[RunStep]) -> PatchResult:
+    def run(
+        self,
+        run: RunId,
+        verb: str,
+        data: dict[str, object],
+        left: Sequence[RunStep] = (),
+        *,
+        why: str = "",
+    ) -> PatchResult:
         """Do the phases from the one that the data names.
 
         :param left: containers that a superseded run left stopped and that are to be started.
@@ -108,7 +118,7 @@ class Job:
         data = dict(data)
         with self._ending(run, data):
             if data["phase"] == "upgrade":
-                self._upgrade(run, data)
+                self._upgrade(run, data, why)
             if data["phase"] == "plan":
                 self._plan(run, data, left)
             rollout = self._rollout(run, data)
@@ -120,34 +130,15 @@ class Job:
             self._seconds["total"] = round(time.monotonic() - began, 3)
             return self._finish(run, verb, data, rollout, proof)
 
-    def _upgrade(self, run: RunId, data: dict[str, object]) -> None:
+    def _upgrade(self, run: RunId, data: dict[str, object], why: str) -> None:
         with self._timed("upgrade"):
-            made = upgrades.upgrade(self._settings, self._base, progress=self._progress)
-        target = newest(self._store, self._base)
-        if made is None:
-            self._note(f"{self._base}: no update is pending; generation {target} is the newest")
-        self._refuse_bad(data, target)
-        self._set(run, data, phase="plan", to=target)
-
-    def _refuse_bad(self, data: dict[str, object], target: int) -> None:
-        packages = self._store.generation(self._base, target).packages
-        for bad in self._store.spec(self._base).bad:
-            if self._packages(bad) != packages:
-                continue
-            before = data.get("from")
-            if isinstance(before, int):
-                self._mover(data).set_current(before)
-            raise OnerootError(
-                f"Generation {target} of {self._base} was not rolled out",
-                why=f"it has the same packages as {bad}, which is marked bad",
-                fix="wait for an update that mends it",
+            made = upgrades.upgrade(
+                self._settings, self._base, reason=why, switch=False, progress=self._progress
             )
-
-    def _packages(self, number: int) -> dict[str, str] | None:
-        try:
-            return self._store.generation(self._base, number).packages
-        except OnerootError:  # collected meanwhile
-            return None
+        target = made.number if made is not None else newest(self._store, self._base)
+        if made is None:
+            self._note(f"no update is pending; generation {target} is the newest")
+        self._set(run, data, phase="plan", to=target)
 
     def _plan(self, run: RunId, data: dict[str, object], left: Sequence[RunStep]) -> None:
         orders = orders_from(run, self._base, data)
@@ -156,19 +147,18 @@ class Job:
         # first the link, then the look: whatever starts after the look takes the new one by itself
         self._mover(data).set_current(orders.to_generation)
         killpoint.reach(f"plan: current → {orders.to_generation}")
-        if not self._journal.steps(run):
-            plan = plans.make(
-                self._base,
-                from_generation=orders.from_generation,
-                to_generation=orders.to_generation,
-                seen=[seen(state) for state in states_of(self._settings, self._base)],
-                policy=orders.policy,
-            )
-            planned = steps_of(plan)
-            names = {step.container for step in left}
-            steps = [*left, *(step for step in planned if step.container not in names)]
-            self._planned = steps  # the journal of a full disk does not give them back
-            self._journal.add_steps(run, steps)
+        plan = plans.make(
+            self._base,
+            from_generation=orders.from_generation,
+            to_generation=orders.to_generation,
+            seen=[seen(state) for state in states_of(self._settings, self._base)],
+            policy=orders.policy,
+        )
+        there = self._journal.steps(run) or list(left)
+        names = {step.container for step in there}
+        added = [step for step in steps_of(plan) if step.container not in names]
+        self._planned = [*there, *added]  # the journal of a full disk does not give them back
+        self._journal.add_steps(run, added)
         self._set(run, data, phase="rollout")
 
     def _pin(self, run: RunId, data: dict[str, object], target: int) -> None:
@@ -223,13 +213,13 @@ class Job:
             if proof is not None:
                 document = files.converter().unstructure(proof)
                 with self._tolerating():
-                    self._journal.record_proof(self._base, proof.generation, is_proven(proof), document)
+                    self._journal.record_proof(self._base, proof.generation, proof.proven, document)
         return proof
 
     def _finish(
         self, run: RunId, verb: str, data: dict[str, object], rollout: RolloutResult, proof: BaseProof | None
     ) -> PatchResult:
-        proven = proof is not None and is_proven(proof)
+        proven = proof is not None and proof.proven
         timeline = Timeline(**self._seconds)
         with self._tolerating():
             self._journal.end(
@@ -302,11 +292,6 @@ class Job:
         self._progress.note(message)
 
 
-def is_proven(proof: BaseProof) -> bool:
-    """Whether a base and all of its containers that run are proven."""
-    return bool(proof.ok)
-
-
 def states_of(settings: Settings, base: str) -> list[ContainerState]:
     """Return the states of a base's containers."""
     return [state for state in read_states(settings, spec.names(settings.paths)) if state.base == base]
@@ -331,30 +316,20 @@ def require_unfinished(journal: Journal, base: str) -> Run:
     return found
 
 
-def supersede(journal: Journal, found: Run) -> list[RunStep]:
-    """End a run whose place a rollback takes; return what it left to be started."""
-    left = [
+def left_behind(journal: Journal, found: Run) -> list[RunStep]:
+    """Return the steps of an unfinished run whose containers it may have left stopped."""
+    return [
         dataclasses.replace(step, state=StepState.DOING, batch=0)
         for step in journal.steps(found.id)
         if step.was_running and step.state in (StepState.DOING, StepState.FAILED)
     ]
-    journal.end(found.id, RunState.ABORTED, superseded=True)
-    return left
 
 
-def refuse_pinned(declared: BaseSpec) -> None:
-    """Refuse to patch a base that a person holds where it is.
-
-    :raises OnerootError: it is pinned.
-    """
-    if declared.pin is None:
-        return
-    pin = declared.pin
-    raise OnerootError(
-        f"The base {declared.name} is pinned to generation {pin.generation}",
-        why=f"{pin.person} did that {pin.since}: {pin.reason}",
-        fix=f"oneroot base unpin {declared.name}",
-    )
+def end_older(journal: Journal, base: str, run: RunId) -> None:
+    """End the unfinished runs whose place a newer one has taken; it has their steps already."""
+    for verb in VERBS:
+        while (found := journal.unfinished(base, verb)) is not None and found.id < run:
+            journal.end(found.id, RunState.ABORTED, superseded=True)
 
 
 def newest(store: Store, base: BaseName) -> int:
@@ -362,8 +337,7 @@ def newest(store: Store, base: BaseName) -> int:
 
     :raises OnerootError: there is none.
     """
-    bad = store.spec(base).bad
-    numbers = [one.number for one in store.generations(base) if one.number not in bad]
+    numbers = _good(store, base)
     if not numbers:
         raise OnerootError(f"The base {base} has no generation to run on", fix=f"oneroot base upgrade {base}")
     return max(numbers)
@@ -374,14 +348,26 @@ def previous(store: Store, base: BaseName) -> int:
 
     :raises OnerootError: there is none.
     """
-    current = store.current(base)
-    bad = store.spec(base).bad
-    numbers = [one.number for one in store.generations(base) if one.number not in bad]
+    current = layout.current_number(store.settings.paths, base)
+    numbers = _good(store, base)
     before = [number for number in numbers if current is not None and number < current]
     if not before:
         raise OnerootError(
             f"The base {base} has no generation before {current}",
-            why=f"it has {', '.join(map(str, numbers)) or 'none'}",
+            why=f"it has {', '.join(map(str, numbers)) or 'none'}, those marked bad left out",
             fix=f"oneroot base show {base}",
         )
     return max(before)
+
+
+def current_or_none(store: Store, base: BaseName) -> int | None:
+    """Return the current generation; None also when its directory is gone."""
+    try:
+        return store.current(base)
+    except CorruptState:
+        return None
+
+
+def _good(store: Store, base: BaseName) -> list[int]:
+    bad = store.spec(base).bad
+    return [number for number in store.numbers(base) if number not in bad]

@@ -9,6 +9,7 @@ from typing import Protocol
 from oneroot.container import lease, lifecycle
 from oneroot.container.healthcheck import shown
 from oneroot.container.state import ContainerState, State
+from oneroot.errors import CorruptState
 from oneroot.names import BaseName
 from oneroot.rollout.plan import Seen
 from oneroot.settings import Settings
@@ -54,8 +55,12 @@ class LxcMover:
         lifecycle.start_locked(self._settings, name)
 
     def set_current(self, generation: int) -> None:
-        if self._store.current(self._base) != generation:
-            self._store.set_current(self._base, generation)
+        try:
+            if self._store.current(self._base) == generation:
+                return
+        except CorruptState:
+            pass  # it leads nowhere, and this mends it
+        self._store.set_current(self._base, generation)
 
     def last_words(self, name: str) -> tuple[str, ...]:
         path = self._settings.paths.container(name) / "console.log"

@@ -9,22 +9,24 @@ from __future__ import annotations
 
 import dataclasses
 
+from oneroot.audit.override import examine_all
 from oneroot.base import upgrade as upgrades
 from oneroot.base.generation import PackageChange
 from oneroot.base.store import Store
-from oneroot.errors import OnerootError
+from oneroot.errors import Interrupted, OnerootError
 from oneroot.names import BaseName
 from oneroot.rollout import plan as plans
 from oneroot.rollout import requests
 from oneroot.rollout.job import (
     Job,
     PatchResult,
+    current_or_none,
+    end_older,
+    left_behind,
     newest,
     previous,
-    refuse_pinned,
     require_unfinished,
     states_of,
-    supersede,
     unfinished,
 )
 from oneroot.rollout.mover import seen
@@ -40,6 +42,15 @@ ROLLBACK_POLICY = RolloutPolicy(batch="100%", canary=0, on_failure=OnFailure.CON
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class KeptOut:
+    """A file in a container that stands before the base's code."""
+
+    container: str
+    path: str
+    package: str | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class PatchPlan:
     """What a patch would do; nothing of the base or its containers was touched."""
 
@@ -52,6 +63,8 @@ class PatchPlan:
     sources_error: str
     pending: tuple[PackageChange, ...]
     rollout: RolloutPlan
+    kept_out: tuple[KeptOut, ...] = ()
+    """What will keep fixes of code out of containers, whatever is rolled out."""
     unfinished: str = ""
     """A run that a patch would go on with first."""
 
@@ -84,7 +97,7 @@ def patch(
                 fix=f"oneroot {found.verb} {name} goes on, oneroot rollout abort {name} takes it back",
             )
         if found is None:
-            refuse_pinned(store.spec(name))
+            store.require_unpinned(name)
             data: dict[str, object] = {
                 "phase": "upgrade" if upgrade else "plan",
                 "from": store.current(name),
@@ -92,7 +105,7 @@ def patch(
                 "policy": plans.policy_to_data(policy),
             }
             run = journal.begin("patch", name, why=why, data=data)
-            return job.run(run, "patch", data, [])
+            return job.run(run, "patch", data, why=why)
         progress.note(f"going on with the {found.verb} that {found.person} began {found.started}")
         return job.resume(found)
 
@@ -127,17 +140,18 @@ def rollback(
             progress.note(f"going on with the rollback that {found.person} began {found.started}")
             return job.resume(found)
         target = previous(store, name) if to is None else store.generation(name, to).number
-        left = supersede(journal, found) if found is not None else []
+        left = left_behind(journal, found) if found is not None else []
         data: dict[str, object] = {
             "phase": "plan",
-            "from": store.current(name),
+            "from": current_or_none(store, name),
             "to": target,
             "policy": plans.policy_to_data(policy),
             "pin": why or "rollback",
             "bad": bad,
         }
-        run = journal.begin("rollback", name, why=why, data=data)
-        return job.run(run, "rollback", data, left)
+        run = journal.begin("rollback", name, why=why, data=data, steps=left)
+        end_older(journal, name, run)
+        return job.run(run, "rollback", data, left, why=why)
 
 
 def resume(settings: Settings, name: BaseName, *, progress: Progress = SILENT) -> PatchResult:
@@ -193,9 +207,13 @@ def plan(
     """Say what a patch would do. Looks for pending updates; touches neither base nor containers."""
     store = Store(settings)
     declared = store.spec(name)
-    check = upgrades.check_sources(settings, name, progress=progress)
+    with locks.base(settings.paths, name, verb=f"plan {name}"):
+        error = _look_for_updates(settings, name, progress)
+    check = store.check(name)
+    pending = check.pending if check else ()
     current = store.current(name)
     latest = newest(store, name)
+    states = states_of(settings, name)
     with Journal(settings.paths) as journal:
         found = unfinished(journal, name)
     return PatchPlan(
@@ -203,15 +221,49 @@ def plan(
         current=current,
         newest=latest,
         pinned=declared.pin.reason if declared.pin else None,
-        sources_checked=check.checked,
-        sources_error=check.error,
-        pending=check.pending,
+        sources_checked=check.checked if check else None,
+        sources_error=error,
+        pending=pending,
         rollout=plans.make(
             name,
             from_generation=current,
-            to_generation=store.next_number(name) if check.pending else latest,
-            seen=[seen(state) for state in states_of(settings, name)],
+            to_generation=store.next_number(name) if pending else latest,
+            seen=[seen(state) for state in states],
             policy=policy,
         ),
+        kept_out=tuple(
+            KeptOut(container=container, path=one.path, package=one.package)
+            for container, overrides in examine_all(settings, states).items()
+            for one in overrides.found
+            if one.keeps_fixes_out
+        ),
         unfinished=f"{found.verb} of {found.started}, {found.state.value}" if found else "",
+    )
+
+
+def _look_for_updates(settings: Settings, name: BaseName, progress: Progress) -> str:
+    """Ask the package sources; returns why they could not be asked, or nothing."""
+    try:
+        upgrades.check_sources(settings, name, progress)
+    except Interrupted:
+        raise
+    except OnerootError as error:  # the rest of the plan is worth seeing, with the last answer
+        return str(error)
+    return ""
+
+
+def plan_rollback(
+    settings: Settings, name: BaseName, *, to: int | None = None, policy: RolloutPolicy = ROLLBACK_POLICY
+) -> RolloutPlan:
+    """Say which containers a rollback would move.
+
+    :raises OnerootError: there is no such generation.
+    """
+    store = Store(settings)
+    return plans.make(
+        name,
+        from_generation=current_or_none(store, name),
+        to_generation=previous(store, name) if to is None else store.generation(name, to).number,
+        seen=[seen(state) for state in states_of(settings, name)],
+        policy=policy,
     )

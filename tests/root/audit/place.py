@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import os
 import shutil
 import stat
@@ -14,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+from oneroot.audit.proof import BaseProof, ContainerProof, prove
 from oneroot.base import layout as base_layout
 from oneroot.base.generation import (
     SCHEMA,
@@ -29,6 +29,7 @@ from oneroot.container import contents, lease, lxc, lxcconfig, spec, state
 from oneroot.container.identity import Needs
 from oneroot.container.spec import ContainerSpec, Health, IdRange
 from oneroot.container.upper import Mould
+from oneroot.kernel import proc
 from oneroot.kernel.tree import Tree
 from oneroot.names import BaseName, ContainerName
 from oneroot.settings import Settings
@@ -36,6 +37,7 @@ from oneroot.work import files
 
 LIBRARIES = "usr/lib/x86_64-linux-gnu"
 LIBSSL = f"/{LIBRARIES}/libssl.so.3"
+LIBC = f"/{LIBRARIES}/libc.so.6"
 FIRST_ID = 2_050_000_000
 _LEFT_OUT = (
     "usr/share/doc",
@@ -188,6 +190,31 @@ class Place:
     def upper(self, name: str) -> Path:
         return self.settings.paths.container(name) / "overlay/upper"
 
+    def put(self, name: str, path: str, data: bytes) -> None:
+        """Write a file through the container's own mount."""
+        argv = lxc.attach_argv(self.settings.paths, name, ("/bin/sh", "-ec", f"cat > {path}"))
+        subprocess.run(argv, input=data, check=True, timeout=60)
+
+    def prove(self, *names: str) -> BaseProof:
+        (proof,) = prove(self.settings, list(names) or None)
+        return proof
+
+    def one(self, name: str) -> ContainerProof:
+        (found,) = self.prove(name).containers
+        return found
+
+    def spawn(self, name: str, script: str) -> int:
+        """Start a shell script in the background inside; return the host's pid of what it became."""
+        self.inside(name, f"({script}) </dev/null >/dev/null 2>&1 & echo $! > /tmp/spawned")
+        inner = self.inside(name, "cat /tmp/spawned").strip()
+        for pid in proc.pids():
+            if f"/lxc.payload.{name}" not in proc.cgroup(pid):
+                continue
+            fields = Path(f"/proc/{pid}/status").read_text().split("NSpid:")[1].split("\n")[0].split()
+            if fields[-1] == inner:
+                return pid
+        raise AssertionError(f"process {inner} of {name} is gone")
+
     def pid(self, name: str) -> int:
         found = state.read_state(self.settings, name).pid
         assert found is not None
@@ -285,7 +312,3 @@ def _replace(path: Path, data: bytes | None) -> None:
 def newer(place: Place, path: str) -> bytes:
     """Return other content of the same working library: ELF ignores what is appended."""
     return (place.root(1) / path.lstrip("/")).read_bytes() + b"patched"
-
-
-def as_json(text: str) -> object:
-    return json.loads(text)

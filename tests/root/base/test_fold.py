@@ -73,7 +73,10 @@ def overlaid(place: Path, lower: Path, script: str, **more: object) -> dict[str,
     """Run a script over the overlay and return what the overlay showed at its end."""
     mounts = (
         sandbox.Overlay(
-            lower=str(lower), upper=str(place / "upper"), work=str(place / "work"), target=str(place / "merged")
+            lower=str(lower),
+            upper=str(place / "upper"),
+            work=str(place / "work"),
+            target=str(place / "merged"),
         ),
     )
     watch = f'{script}\ncd /; {sys.executable} {VIEWER} "$1" {place}/view.json'

@@ -159,8 +159,10 @@ def test_a_parameter_that_the_kernel_keeps_does_not_stop_the_others(
     (parameters / "kernel" / "thing").write_text("5\n")
     monkeypatch.setattr(sysctl, "ROOT", parameters)
     (parameters / "kernel" / "kept").symlink_to("/proc/sys/kernel/ngroups_max")
-    both = [limits.Limit(name=f"kernel.{name}", need=lambda load: 1 << 30, why="") for name in ("kept", "thing")]
-    monkeypatch.setattr(limits, "LIMITS", tuple(both))
+    kept, thing = (
+        limits.Limit(name=f"kernel.{name}", need=lambda load: 1 << 30, why="") for name in ("kept", "thing")
+    )
+    monkeypatch.setattr(limits, "LIMITS", (kept, thing))
     monkeypatch.setattr(idpool, "FILES", ())
     mend.fix(own, 10)
     assert sysctl.read("kernel.thing") == str(1 << 30)
@@ -250,6 +252,24 @@ def test_a_chain_that_ends_in_a_reject_is_a_wall_too(namespace: None) -> None:
     assert len(surroundings.foreign_walls()) == 1
     nft.apply("table inet oneroot { chain f { type filter hook forward priority 5; policy drop;\n}\n}")
     assert len(surroundings.foreign_walls()) == 1, "our own is none"
+
+
+def test_a_route_that_the_pool_collides_with_is_named(namespace: None) -> None:
+    for command in (
+        "link set lo up",
+        "link add d0 type veth peer name d1",
+        "link set d1 up",
+        "address add 10.77.81.7/24 dev d0",
+    ):
+        subprocess.run(["ip", *command.split()], check=True)
+    pool = Settings(network=Network(ipv4="10.77.80.0/20"))
+    found = by_id(surroundings.check_all(pool))["network.collision"]
+    assert (found.status, found.found) == (Status.FAIL, "d0 has 10.77.81.7/24")
+    subprocess.run(["ip", "link", "set", "d0", "up"], check=True)
+    subprocess.run(["ip", "route", "add", "unreachable", "10.77.80.0/20"], check=True)
+    assert by_id(surroundings.check_all(pool))["network.collision"].found == "10.77.81.0/24 leads to d0"
+    subprocess.run(["ip", "link", "del", "d0"], check=True)
+    assert by_id(surroundings.check_all(pool))["network.collision"].status is Status.OK
 
 
 def run_cli(*words: str, user: str = "") -> subprocess.CompletedProcess[str]:

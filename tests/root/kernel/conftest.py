@@ -47,7 +47,7 @@ def apart() -> Apart:
             try:
                 mount.new_namespace()
                 action()
-            except BaseException:
+            except BaseException:  # noqa: BLE001 - a fork must never return into pytest
                 traceback.print_exc()
                 sys.stderr.flush()
                 os._exit(1)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -161,9 +164,7 @@ def test_names_are_found_and_forgotten(host: Host, pair: Pair) -> None:
     assert wait_for(lambda: host.ask(one, "nw-9").startswith("RCODE"))
 
 
-@pytest.mark.parametrize(
-    "question", [("version.bind", "TXT", "3"), ("localhost",), ("nw-1", "TXT")]
-)
+@pytest.mark.parametrize("question", [("version.bind", "TXT", "3"), ("localhost",), ("nw-1", "TXT")])
 def test_the_resolver_tells_nothing_about_the_host(host: Host, pair: Pair, question: tuple[str, ...]) -> None:
     assert host.ask(pair[0], *question).startswith("RCODE")
 
@@ -312,6 +313,35 @@ def test_many_at_once_make_one_resolver_and_one_table(host: Host, pair: Pair) ->
     listening = sh(f"ss -Hlnu src {GATEWAY}")
     assert len(listening.splitlines()) == 1
     assert network.status(host.settings).resolver is not None
+
+
+def test_killed_at_any_point_the_next_call_finishes(host: Host, pair: Pair) -> None:
+    settings = host.place / "settings.yaml"
+    paths = host.settings.paths
+    settings.write_text(
+        f"paths: {{store: {paths.store}, run: {paths.run}, lxc: {paths.lxc}}}\n"
+        f"network: {{ipv4: 10.77.80.0/20, gateway: {GATEWAY}}}\n"
+    )
+    script = (
+        "from oneroot import settings; from oneroot.container import network;network.ensure(settings.load())"
+    )
+    point = 0
+    while True:
+        point += 1
+        network.teardown(host.settings)
+        killed = subprocess.run(
+            [sys.executable, "-c", script],
+            env={**os.environ, "ONEROOT_SETTINGS": str(settings), "ONEROOT_KILL_POINT": str(point)},
+            check=False,
+        ).returncode
+        network.ensure(host.settings)
+        found = network.status(host.settings)
+        assert found.table and found.gateway and found.resolver
+        assert network.publish(host.settings, pair) == {}
+        assert probe("tcp", "127.0.0.1", "8001").startswith("nw-1")
+        if not killed:
+            break
+    assert point > 5
 
 
 def test_thirty_containers_started_at_once_all_have_a_network(host: Host, pair: Pair) -> None:

@@ -22,7 +22,16 @@ from oneroot.work import files
 
 FIRST_ID = 2_030_000_000
 NOW = "2026-01-01T00:00:00+00:00"
-PROGRAMS = ("bin/sh", "bin/sleep", "bin/mkdir", "bin/chown", "bin/cat", "bin/false", "bin/touch", "usr/bin/tini")
+PROGRAMS = (
+    "bin/sh",
+    "bin/sleep",
+    "bin/mkdir",
+    "bin/chown",
+    "bin/cat",
+    "bin/false",
+    "bin/touch",
+    "usr/bin/tini",
+)
 
 
 def small_tree(tree: Path, target: Path) -> None:
@@ -42,7 +51,9 @@ def small_tree(tree: Path, target: Path) -> None:
         wanted += [word.lstrip("/") for word in said.split() if word.startswith("/")]
     wanted.append("lib64/ld-linux-x86-64.so.2")
     for path in set(wanted):
-        source = Path(os.path.realpath(tree / path)) if not (tree / path).is_symlink() else _resolved(tree, path)
+        source = (
+            Path(os.path.realpath(tree / path)) if not (tree / path).is_symlink() else _resolved(tree, path)
+        )
         (target / path).parent.mkdir(parents=True, exist_ok=True)
         if not (target / path).exists():
             shutil.copy2(source, target / path)
@@ -51,7 +62,9 @@ def small_tree(tree: Path, target: Path) -> None:
 
 
 def _resolved(tree: Path, path: str) -> Path:
-    said = subprocess.run(["chroot", tree, "readlink", "-f", f"/{path}"], capture_output=True, text=True, check=True)
+    said = subprocess.run(
+        ["chroot", tree, "readlink", "-f", f"/{path}"], capture_output=True, text=True, check=True
+    )
     return tree / said.stdout.strip().lstrip("/")
 
 

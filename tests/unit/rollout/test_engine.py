@@ -79,7 +79,10 @@ def test_ill_on_both_generations_is_told_and_the_rest_goes_back(world: World, jo
     world.ill |= {("web1", 1), ("web1", 2)}
     result = go_on(world, journal, begin(world, journal, RolloutPolicy(canary=0, batch="100%")))
     assert result.state is RunState.ROLLED_BACK
-    assert {(failure.container, failure.generation) for failure in result.failures} == {("web1", 2), ("web1", 1)}
+    assert {(failure.container, failure.generation) for failure in result.failures} == {
+        ("web1", 2),
+        ("web1", 1),
+    }
     assert all(one.running and one.generation == 1 for one in world.containers.values())
 
 
@@ -93,8 +96,17 @@ def test_nothing_to_go_back_to_ends_failed(world: World, journal: DyingJournal) 
 
 def test_never_more_down_than_allowed(world: World, journal: DyingJournal) -> None:
     policy = RolloutPolicy(canary=0, batch="100%", max_unavailable="2")
-    result = go_on(world, journal, begin(world, journal, policy), workers=6)
-    assert result.ok and world.most_down <= 2
+    world.slow = 5
+    result = go_on(world, journal, begin(world, journal, policy), workers=6, patience=10)
+    assert result.ok and world.most_down == 2
+
+
+def test_on_failure_continue_reaches_all_that_it_can(world: World, journal: DyingJournal) -> None:
+    world.broken.add(("web0", 2))
+    result = go_on(world, journal, begin(world, journal, RolloutPolicy(on_failure=OnFailure.CONTINUE)))
+    assert result.state is RunState.FAILED
+    assert result.moved == ("web1", "web2", "web3", "web4", "web5")
+    assert [failure.container for failure in result.failures] == ["web0"]
 
 
 def test_pause_is_heard_between_containers(world: World, journal: DyingJournal) -> None:
@@ -221,7 +233,8 @@ def test_killed_anywhere_and_run_again_it_ends_well(
         assert {name: one.running for name, one in world.containers.items()} == before
         assert not world.needless
         outdated = {
-            name for name, runs, generation in zip(_names, running, generations, strict=True)
+            name
+            for name, runs, generation in zip(_names, running, generations, strict=True)
             if runs and generation == 1
         }
         left = {one.generation for name, one in world.containers.items() if name in outdated}
@@ -229,5 +242,12 @@ def test_killed_anywhere_and_run_again_it_ends_well(
             assert left <= {2} and world.current == 2 and not (ill & outdated)
         elif result.state is RunState.ROLLED_BACK:
             assert left <= {1} and world.current == 1 and ill & outdated
+        elif on_failure is OnFailure.CONTINUE:
+            assert result.state is RunState.FAILED and ill & outdated
+            assert left <= {2}, "the others must be moved all the same"
         else:
             assert result.state is RunState.PAUSED and ill & outdated
+        if 1 in world.currents:
+            assert 2 not in world.currents[world.currents.index(1) :], (
+                "a run that turned back went forward again"
+            )

@@ -46,7 +46,10 @@ class World:
     needless: list[str] = dataclasses.field(default_factory=list)
     order: list[str] = dataclasses.field(default_factory=list)
     lock: threading.RLock = dataclasses.field(default_factory=threading.RLock)
-    target: int = 2
+    currents: list[int] = dataclasses.field(default_factory=list)
+    slow: int = 0
+    """Looks that a started container needs before it is alive; down until then."""
+    looks: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def tick(self) -> None:
         with self.lock:
@@ -84,12 +87,14 @@ class World:
             assert not one.running, f"{name} was started twice"
             one.running, one.generation = True, self.current
             one.starts += 1
-            self.down -= 1
+            self.looks[name] = 0
+            self.down -= not self.slow
         self.tick()
 
     def set_current(self, generation: int) -> None:
         self.tick()
         self.current = generation
+        self.currents.append(generation)
         self.tick()
 
     def last_words(self, name: str) -> tuple[str, ...]:
@@ -101,6 +106,12 @@ class World:
             return Liveness(container=name, alive=False, running=False, reasons=("it is not running",))
         if (name, one.generation) in self.ill:
             return Liveness(container=name, alive=False, reasons=("its command does not run",))
+        if self.slow:
+            self.looks[name] += 1
+            if self.looks[name] < self.slow:
+                return Liveness(container=name, alive=False, reasons=("not yet",))
+            with self.lock:
+                self.down -= self.looks[name] == self.slow
         return Liveness(container=name, alive=True)
 
     @property
@@ -144,7 +155,13 @@ def begin(world: World, journal: Journal, policy: RolloutPolicy, *, to: int = 2)
 
 
 def go_on(
-    world: World, journal: Journal, orders: Orders, *, patience: float = 0.0, workers: int = 1, requested=lambda: None  # type: ignore[no-untyped-def]
+    world: World,
+    journal: Journal,
+    orders: Orders,
+    *,
+    patience: float = 0.0,
+    workers: int = 1,
+    requested=lambda: None,  # type: ignore[no-untyped-def]
 ) -> RolloutResult:
     found = next(run for run in journal.history() if run.id == orders.run)
     return Rollout(
@@ -163,4 +180,15 @@ def paths(place: Path) -> Paths:
     return Paths(store=place / "store", run=place / "run", lxc=place / "lxc")
 
 
-__all__ = ["Died", "DyingJournal", "Fake", "Request", "RunState", "StepState", "World", "begin", "go_on", "paths"]
+__all__ = [
+    "Died",
+    "DyingJournal",
+    "Fake",
+    "Request",
+    "RunState",
+    "StepState",
+    "World",
+    "begin",
+    "go_on",
+    "paths",
+]
