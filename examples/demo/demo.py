@@ -67,7 +67,7 @@ class Failed(Exception):
 
 def oneroot(*words: str, ok: Sequence[int] = (0,)) -> int:
     """Run a command as an operator would, its output on the screen."""
-    out.print(f"\n[bold]# oneroot {shlex.join(words)}[/bold]")
+    out.print(f"\n[bold]# oneroot {shlex.join(words)}[/bold]", soft_wrap=True)
     code = subprocess.run([ONEROOT, *words], check=False).returncode
     if code not in ok:
         raise Failed(f"oneroot {shlex.join(words)} ended with {code}")
@@ -127,7 +127,7 @@ def make_base(extra: Sequence[str]) -> None:
 
 
 def pending() -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = read("plan", BASE)["packages"]
+    found: list[dict[str, Any]] = read("plan", BASE)[0]["pending"]
     return found
 
 

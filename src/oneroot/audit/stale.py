@@ -228,16 +228,17 @@ def _pids_by_container(up: Mapping[str, ContainerState]) -> dict[str, list[int]]
 
     The init tells which that is: LXC adds a number to its name when an old cgroup was left.
     """
+    payloads = {pid: _payloads(_cgroup(pid)) for pid in proc.pids()}
     owners: dict[bytes, str] = {}
     for name, state in up.items():
-        payloads = _payloads(_cgroup(state.pid or 0))
+        of_init = payloads.get(state.pid or 0, ())
         plain = name.encode("ascii")
-        likely = [one for one in payloads if one == plain or one.startswith(plain + b"-")]
-        for payload in (likely or payloads)[:1]:
+        likely = [one for one in of_init if one == plain or one.startswith(plain + b"-")]
+        for payload in (likely or of_init)[:1]:
             owners[payload] = name
     found: dict[str, list[int]] = {name: [] for name in up}
-    for pid in proc.pids():
-        for payload in _payloads(_cgroup(pid)):  # the outermost counts: inside, a container makes its own
+    for pid, nested in payloads.items():
+        for payload in nested:  # the outermost counts: inside, a container may make what it likes
             if payload in owners:
                 found[owners[payload]].append(pid)
                 break

@@ -47,7 +47,8 @@ class Declaration:
     components: tuple[str, ...] = ("main",)
     keyring: Path | None = None
     repositories: tuple[str, ...] = ()
-    """``deb`` lines, added to the mirror's or the host's own sources."""
+    """``deb`` lines, added to the mirror's or the host's own sources; one that has the release itself
+    stands in place of the host's."""
     initial_suites: tuple[str, ...] = ()
     """The first generation comes from these suites alone; the others bring its first updates."""
     allow_unsigned: bool = False
@@ -110,7 +111,7 @@ def _repositories(declaration: Declaration, codename: str, host_sources: Path) -
             allow_expired=declaration.allow_expired,
         )
         return (main, *spoken)
-    if spoken and not declaration.suites:
+    if any(codename in repository.suites for repository in spoken):
         return tuple(spoken)
     own = sources.host_repositories(
         codename,
@@ -176,7 +177,11 @@ def plan(settings: Settings, declaration: Declaration, *, host_sources: Path = s
         return []
     work = _Creation(settings, declaration, wanted, "", SILENT)
     suites = ", ".join(f"{one.uri} {' '.join(one.suites)}" for one in work.first.repositories)
-    return [f"sources: {suites}", f"packages: {', '.join(wanted.packages)}", *steps.describe_all(work.steps())]
+    return [
+        f"sources: {suites}",
+        f"packages: {', '.join(wanted.packages)}",
+        *steps.describe_all(work.steps()),
+    ]
 
 
 def refuse_other(store: Store, declaration: Declaration, wanted: BaseSpec) -> bool:

@@ -174,6 +174,16 @@ def remove_base(settings: Settings, name: str, users: Iterable[str], *, progress
     store = Store(settings)
     if not store.exists(name):
         store.spec(name)  # says that there is none, and the nearest name
+    refuse_used(name, users)
+    with store.holding(name, "rm"), _mounts_stopped(settings.paths, name):
+        steps.apply_all(removal(settings, name), progress=progress)
+
+
+def refuse_used(name: str, users: Iterable[str]) -> None:
+    """Refuse to remove a base that something needs.
+
+    :raises UsageError: says what.
+    """
     listed = sorted(users)
     if listed:
         more = f" and {len(listed) - 5} more" if len(listed) > 5 else ""
@@ -182,8 +192,6 @@ def remove_base(settings: Settings, name: str, users: Iterable[str], *, progress
             why=f"by {', '.join(listed[:5])}{more}",
             fix=f"remove them first: oneroot rm {' '.join(listed[:5])}",
         )
-    with store.holding(name, "rm"), _mounts_stopped(settings.paths, name):
-        steps.apply_all(removal(settings, name), progress=progress)
 
 
 def removal(settings: Settings, name: str) -> list[steps.Step]:

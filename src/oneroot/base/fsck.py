@@ -43,7 +43,9 @@ def check(store: Store, name: str, *, progress: Progress = SILENT) -> list[Findi
             note(str(error), directory)
     for leftover in ("stage",):
         if (directory / leftover).exists():
-            note("left by a build that was killed; the next change of the base sweeps it", directory / leftover)
+            note(
+                "left by a build that was killed; the next change of the base sweeps it", directory / leftover
+            )
     for place in (directory, *directory.glob("*"), *directory.glob("generations/*")):
         if not place.is_symlink() and place.stat().st_mode & 0o077:
             note(f"mode {place.stat().st_mode & 0o7777:o}: others than root may enter", place)
@@ -81,7 +83,9 @@ def _compare(root: Path, expected: Manifest) -> Iterator[tuple[str, str]]:
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
         seen: set[str] = set()
         paths = list(_paths(str(root), ""))
-        for path, actual in zip(paths, pool.map(lambda path: look(str(root), path), paths, chunksize=128), strict=True):
+        for path, actual in zip(
+            paths, pool.map(lambda path: look(str(root), path), paths, chunksize=128), strict=True
+        ):
             seen.add(path)
             wanted = expected.get(path)
             if wanted is None:
@@ -124,4 +128,6 @@ def diverged_database(store: Store, name: str, number: int) -> list[str]:
     """Return the packages whose version in a generation's own database is not what it was committed with."""
     described = store.generation(name, number).packages
     actual = Dpkg().installed(store.root(name, number))
-    return sorted(package for package in {*described, *actual} if described.get(package) != actual.get(package))
+    return sorted(
+        package for package in {*described, *actual} if described.get(package) != actual.get(package)
+    )

@@ -68,7 +68,8 @@ _SNAKEOIL = "ssl-cert-snakeoil.pem"
 _DOCUMENTATION = ("/usr/share/doc/", "/usr/share/man/", "/usr/share/info/")
 _COMPILED = (".pyc", ".pyo", ".elc")
 _KEY = re.compile(
-    rb"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----\r?\n(?:[\x20-\x7e]*\r?\n){0,6}?[A-Za-z0-9+/=]{16,}\r?\n"
+    rb"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY(?: BLOCK)?-----\r?\n"
+    rb"(?:[\x20-\x7e]*\r?\n){0,6}?[A-Za-z0-9+/=]{16,}\r?\n"
     rb"|^PuTTY-User-Key-File-[0-9]|^AGE-SECRET-KEY-1",
     re.MULTILINE,
 )
@@ -119,7 +120,9 @@ def _empty(directory: Path, note: Callable[[Path], None]) -> None:
 
 def _logs(root: Path) -> list[Path]:
     logs = root / "var/log"
-    return [] if logs.is_symlink() else [path for path in logs.rglob("*") if stat.S_ISREG(path.lstat().st_mode)]
+    return (
+        [] if logs.is_symlink() else [path for path in logs.rglob("*") if stat.S_ISREG(path.lstat().st_mode)]
+    )
 
 
 def _replace_by_empty(file: Path) -> None:
@@ -191,5 +194,5 @@ def refuse_private_keys(keys: Sequence[str]) -> None:
         raise OnerootError(
             f"A private key would be shared by all containers: {keys[0]}",
             why=f"made while packages were installed: {', '.join(keys[:10])}",
-            fix="leave out the package that makes it, or report it, so that oneroot learns to make it per container",
+            fix="leave out the package that makes it, or report it: each container should make its own",
         )

@@ -79,7 +79,9 @@ class Store:
         return UnknownName(
             f"There is no base {name}",
             why=f"{len(self.names())} exist",
-            fix=f"did you mean {near[0]}?" if near else f"oneroot base create {name} --source debian:bookworm",
+            fix=f"did you mean {near[0]}?"
+            if near
+            else f"oneroot base create {name} --source debian:bookworm",
         )
 
     def save_spec(self, spec: BaseSpec) -> None:
@@ -112,7 +114,11 @@ class Store:
         if number is not None and layout.root(self._paths, name, number).is_dir():
             return number
         there = self.numbers(name)
-        advice = f"oneroot base use {name} {there[-1]}" if there else f"remove {link} and run oneroot base upgrade {name}"
+        advice = (
+            f"oneroot base use {name} {there[-1]}"
+            if there
+            else f"remove {link} and run oneroot base upgrade {name}"
+        )
         raise CorruptState(
             f"The current generation of the base {name} is gone",
             why=f"{link} leads to {os.readlink(link) if link.is_symlink() else 'no link'}",  # noqa: PTH115
@@ -140,7 +146,10 @@ class Store:
         return generation
 
     def _described(self, name: str, number: int, file: str) -> Path:
-        places = (layout.generation_directory(self._paths, name, number), self.directory(name) / "collected" / str(number))
+        places = (
+            layout.generation_directory(self._paths, name, number),
+            self.directory(name) / "collected" / str(number),
+        )
         for place in places:
             if (place / file).is_file():
                 return place / file
@@ -207,7 +216,7 @@ class Store:
             self.save_spec(dataclasses.replace(spec, bad=tuple(sorted(numbers))))
 
     def check(self, name: str) -> SourceCheck | None:
-        """Return the last look at a base's package sources; None if there was none, or its record is damaged."""
+        """Return the last look at a base's package sources; None without one, or if it is damaged."""
         try:
             return files.load(self.directory(name) / "checked.json", SourceCheck, schema=SCHEMA)
         except (FileNotFoundError, CorruptState):
@@ -306,7 +315,9 @@ def parse_number(text: str) -> int:
     :raises UsageError: it is none.
     """
     if not _NUMBER.fullmatch(text):
-        raise UsageError(f"{text[:40]!r} is not the number of a generation", fix="for example 2; see oneroot base ls")
+        raise UsageError(
+            f"{text[:40]!r} is not the number of a generation", fix="for example 2; see oneroot base ls"
+        )
     return int(text)
 
 

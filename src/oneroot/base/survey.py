@@ -22,8 +22,29 @@ _LETTERS = {
     stat.S_IFIFO: "p",
     stat.S_IFSOCK: "s",
 }
-_MODULES = (".py", ".pyc", ".pyo", ".pm", ".pl", ".ph", ".al", ".rb", ".php", ".phar", ".inc", ".js", ".mjs", ".cjs", ".jar", ".class", ".lua", ".tcl", ".so", ".node", ".el", ".elc")  # fmt: skip
-_MODULE_PLACES = ("/usr/lib/", "/usr/share/", "/usr/libexec/", "/usr/bin/", "/usr/sbin/", "/usr/local/", "/opt/", "/etc/alternatives/")  # fmt: skip
+_MODULES = (
+    *(
+        ".py",
+        ".pyc",
+        ".pyo",
+        ".pm",
+        ".pl",
+        ".ph",
+        ".al",
+        ".rb",
+        ".php",
+        ".phar",
+        ".inc",
+        ".js",
+        ".mjs",
+        ".cjs",
+    ),
+    *(".jar", ".class", ".lua", ".tcl", ".so", ".node", ".el", ".elc"),
+)
+_MODULE_PLACES = (
+    *("/usr/lib/", "/usr/share/", "/usr/libexec/", "/usr/bin/", "/usr/sbin/", "/usr/local/"),
+    *("/opt/", "/etc/alternatives/"),
+)
 _NO_MODULE_PLACES = ("/usr/share/doc/", "/usr/share/man/", "/usr/share/locale/")
 _GENERATED_CODE = frozenset({"/etc/ld.so.cache", "/etc/ld.so.preload"})
 _SIGNS = (b"PRIVATE KEY", b"PuTTY-User-Key-File", b"AGE-SECRET-KEY")
@@ -103,7 +124,7 @@ class _Walk:
         letter = _LETTERS[stat.S_IFMT(status.st_mode)]
         digest = ""
         if letter == "l":
-            digest = os.readlink(self._root + path)
+            digest = os.readlink(self._root + path)  # noqa: PTH115  paths are strings, for speed
         elif letter in "cb":
             digest = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
         elif letter == "f":

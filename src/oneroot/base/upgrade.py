@@ -97,7 +97,7 @@ def _current(store: Store, name: str) -> Generation:
         raise CorruptState(
             f"The base {name} has no current generation",
             why="its link “current” is missing",
-            fix=f"oneroot base use {name} {(store.numbers(name) or ['N'])[-1]}",
+            fix=f"oneroot base use {name} N, one of: {', '.join(map(str, store.numbers(name)))}",
         )
     return store.generation(name, number)
 
@@ -263,9 +263,7 @@ class _Upgrade:
 
     def _fetch(self) -> None:
         self._store.stage(self._name)
-        files = workshop.fetch(
-            self._settings, self._area, _UPGRADE, log=self._log, progress=self._progress
-        )
+        files = workshop.fetch(self._settings, self._area, _UPGRADE, log=self._log, progress=self._progress)
         directories = self._current.files // 8
         workshop.require_room(
             self._stage, workshop.room_for(files, directories), f"The base {self._name} cannot be upgraded"

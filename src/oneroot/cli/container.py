@@ -229,19 +229,38 @@ def _empty_trash(context: Context, names: Sequence[str], *, dry_run: bool, yes: 
 
 
 @click.command("undelete")
-@SOME_NAMES
+@click.argument("names", nargs=-1, metavar="NAME…")
+@click.option("--list", "list_", is_flag=True, help="Show what is in the trash.")
 @DRY_RUN
 @pass_context
-def undelete_command(context: Context, names: tuple[str, ...], dry_run: bool) -> int:
+def undelete_command(context: Context, names: tuple[str, ...], list_: bool, dry_run: bool) -> int:
     """Take containers out of the trash, as they were removed last."""
     from oneroot.container import remove
 
+    if list_:
+        return _list_trash(context)
+    if not names:
+        raise click.UsageError("Say which containers, or --list.")
     if not dry_run:
         context.require_root()
     outcomes = remove.undelete(context.settings, names, dry_run=dry_run, progress=context.progress)
     if dry_run and not context.json:
         return many.print_plan(outcomes)
     return many.finish(context, outcomes, lambda removal: "taken out of the trash")
+
+
+def _list_trash(context: Context) -> int:
+    from oneroot.container import places
+
+    found = [
+        {"name": item.name, "removed": item.removed.isoformat(timespec="seconds"), "path": str(item.path)}
+        for item in places.trashed(context.settings.paths)
+    ]
+    if context.json:
+        render.print_json(found)
+    else:
+        render.print_table(("NAME", "REMOVED", "PATH"), [tuple(item.values()) for item in found])
+    return ExitCode.DONE
 
 
 @click.command("ls")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -199,7 +200,7 @@ def top_command(context: Context, names: tuple[str, ...], once: bool, interval: 
                     _size(one.memory_limit),
                     one.processes,
                 )
-                for one in found[: max(5, click.get_terminal_size()[1] - 3) if live else None]
+                for one in found[: max(5, shutil.get_terminal_size().lines - 3) if live else None]
             ],
         )
         if not live:

@@ -23,6 +23,7 @@ T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
 _SHOWN_REASONS = 5
+_SHOWN_CVES = 3
 
 
 def _policy_options(*, batch: str, canary: int, on_failure: str) -> Callable[[F], F]:
@@ -361,8 +362,19 @@ def _print_plan(found: PatchPlan) -> None:
 def _print_packages(changes: Sequence[PackageChange]) -> None:
     render.print_table(
         ("PACKAGE", "FROM", "TO", "SECURITY", "CVES"),
-        [(one.package, one.old, one.new, one.security, ", ".join(one.cves)) for one in changes],
+        [(one.package, one.old, one.new, one.security, _few(one.cves)) for one in changes],
     )
+
+
+def _journey(result: PatchResult) -> str:
+    there = _generations(result.from_generation, result.to_generation)
+    back = result.state.value in ("rolled back", "aborted") and result.from_generation is not None
+    return f"{there}, and back to {result.from_generation}" if back else there
+
+
+def _few(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN_CVES} more" if len(names) > _SHOWN_CVES else ""
+    return ", ".join(names[:_SHOWN_CVES]) + more
 
 
 def _print_result(result: PatchResult) -> None:
@@ -385,13 +397,16 @@ def _print_result(result: PatchResult) -> None:
         if names
     ]
     fields: list[tuple[str, object]] = [
-        ("Base", f"{result.base}: generation {_generations(result.from_generation, result.to_generation)}"),
+        ("Base", f"{result.base}: generation {_journey(result)}"),
         ("Run", f"{result.run}, {result.verb}: {result.state.value}"),
         ("Packages", f"{len(result.changes)} changed, {cves} CVEs named"),
         ("Containers", ", ".join(counts) or "none was outdated"),
         ("Timeline", ", ".join(timeline)),
         ("Proof", _proof(result)),
     ]
+    if result.proof is not None and result.proof.pin is not None:
+        pin = result.proof.pin
+        fields.append(("Pinned", f"to generation {pin.generation}, until oneroot base unpin {result.base}"))
     fields += [("Note", list(result.notes))] if result.notes else []
     render.print_fields(fields)
     for failure in rollout.failures:
@@ -440,7 +455,9 @@ def _print(context: Context, document: object, lines: Sequence[str]) -> None:
 
 
 def _generations(before: int | None, after: int | None) -> str:
-    return f"{before}" if before == after else f"{before or '-'} → {after or '-'}"
+    if before == after:
+        return "-" if before is None else str(before)
+    return f"{before or '-'} → {after or '-'}"
 
 
 def _close(context: Context) -> None:

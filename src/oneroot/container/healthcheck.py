@@ -74,7 +74,7 @@ def _ask(settings: Settings, spec: ContainerSpec) -> Answer:
 def shown(data: bytes | str) -> str:
     """Make an answer fit to be shown: capped, control characters written out, lines kept."""
     text = data.decode("utf-8", "backslashreplace") if isinstance(data, bytes) else data
-    text = text[:_SHOWN_CHARACTERS].replace("\r\n", "\n").strip()
+    text = re.sub(r"\r+(\n|$)", r"\1", text[:_SHOWN_CHARACTERS]).strip()
     return "".join(
         char if char == "\n" or char.isprintable() else char.encode("unicode_escape").decode()
         for char in text

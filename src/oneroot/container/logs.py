@@ -65,10 +65,10 @@ def _last(settings: Settings, name: str, lines: int, *, console: bool) -> list[s
     if not console and _has_journal(settings, name):
         return _journal(settings, name, "-n", str(lines))
     pieces = [_tail(path, settings.policy.console_log) for path in reversed(_console_files(settings, name))]
-    found = b"".join(pieces).decode("utf-8", "backslashreplace").replace("\r\n", "\n").split("\n")
+    found = b"".join(pieces).decode("utf-8", "backslashreplace").split("\n")
     if found and not found[-1]:
         found.pop()
-    return [line[:_LONGEST_LINE] for line in found[-lines:]] if lines else []
+    return [line.rstrip("\r")[:_LONGEST_LINE] for line in found[-lines:]] if lines else []
 
 
 def _has_journal(settings: Settings, name: str) -> bool:

@@ -56,10 +56,7 @@ def _start_again_with_log(
     paths: Paths, name: str, argv: list[str], token: dict[str, str], timeout: float
 ) -> None:
     """LXC tells the cause of some failures at level INFO only, which costs too much for every start."""
-    failed = lease.read(paths, name)
-    end = time.monotonic() + timeout
-    while failed is not None and failed.held and time.monotonic() < end:
-        time.sleep(0.005)  # its monitor still takes down what it had set up
+    _let_monitor_end(paths, name, timeout)
     log = paths.run / "hook" / f"{name}.log"
     log.parent.mkdir(mode=0o700, exist_ok=True)
     log.unlink(missing_ok=True)
@@ -73,12 +70,21 @@ def _start_again_with_log(
     except CommandFailed as error:
         if refused := _refusal(paths.run / "hook" / f"{name}.error", name):
             raise refused from error
+        _let_monitor_end(paths, name, timeout)
         raise OnerootError(
             f"The container {name} was not started",
             why=_cause(_read(log)) or error.why,
             fix=f"read {log}, and {paths.container(name) / 'console.log'}",
             container=name,
         ) from error
+
+
+def _let_monitor_end(paths: Paths, name: str, timeout: float) -> None:
+    """LXC reports a failed start while its monitor still takes down what it had set up."""
+    failed = lease.read(paths, name)
+    end = time.monotonic() + timeout
+    while failed is not None and failed.held and time.monotonic() < end:
+        time.sleep(0.005)
 
 
 def stop(paths: Paths, name: str, *, timeout: float) -> None:

@@ -7,6 +7,7 @@ container, so that plain ``lxc-start``, ``lxc-autostart`` and a reboot from insi
 from __future__ import annotations
 
 import ipaddress
+import re
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +22,7 @@ LXC_CONFIG = Path("/usr/share/lxc/config")
 COMMAND_SCRIPT = "/etc/oneroot/command"
 INTERFACE_PREFIX = "or"
 _CPU_PERIOD = 100_000
+_SHELL_SAFE = re.compile(r"[A-Za-z0-9/._:+-]+")
 _PRIVILEGED_DROPS = "sys_boot syslog mknod dac_read_search"
 
 
@@ -75,9 +77,9 @@ def _hook(settings: Settings, spec: ContainerSpec) -> str:
         *("--name", spec.name, "--base", spec.base, "--ids", ids),
     )
     for word in words:  # LXC hands the line to a shell
-        if not all(char.isalnum() or char in "/._:-+" for char in str(word)):
+        if not _SHELL_SAFE.fullmatch(str(word)):
             raise UsageError(
-                f"The path {word} has characters that a shell would not leave alone",
+                f"{str(word)!r} is empty or has characters that a shell would not leave alone",
                 fix="choose paths of letters, digits and / . _ - + in the settings",
             )
     return " ".join(map(str, words))

@@ -105,7 +105,11 @@ def undelete(
     for item in places.trashed(settings.paths):
         latest.setdefault(item.name, item)
     left = _left_over(settings, patterns, verb="undelete")
-    names = select(patterns, {*latest, *left}, what="removed container")
+    try:
+        names = select(patterns, {*latest, *left}, what="removed container")
+    except UnknownName as error:
+        error.fix = "oneroot undelete --list"
+        raise
     if dry_run:
         return [
             Outcome(name=name, value=Removal(steps=(f"{name}: take it out of the trash",))) for name in names

@@ -60,11 +60,13 @@ Acquire::AllowDowngradeToInsecureRepositories "false";
 Acquire::IndexTargets::deb::Contents-deb::DefaultEnabled "false";
 """
 _OUTSIDE = """\
-Dir::State::status "{status}";
-Dir::State::extended_states "{states}";
+Dir::State::status "{place}/state/status";
+Dir::State::extended_states "{place}/state/extended_states";
 APT::Sandbox::User "{user}";
 """
 _IN_TREE = """\
+Dir::State::status "/var/lib/dpkg/status";
+Dir::State::extended_states "/var/lib/apt/extended_states";
 APT::Sandbox::User "root";
 DPkg::Options:: "--force-confdef";
 DPkg::Options:: "--force-confold";
@@ -127,18 +129,41 @@ def prepare(area: Area) -> None:
     """Write what apt reads; what an earlier call left stays."""
     user = _download_user(area.repositories)
     area.directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-    for name in ("lists", "archives", "cache", "log", "state", "lists/partial", "archives/partial", "lists/auxfiles"):
+    for name in (
+        "lists",
+        "archives",
+        "cache",
+        "log",
+        "state",
+        "lists/partial",
+        "archives/partial",
+        "lists/auxfiles",
+    ):
         directory = area.directory / name
         directory.mkdir(mode=0o755, exist_ok=True)
         if name.endswith(("partial", "auxfiles")):
             os.chown(directory, pwd.getpwnam(user).pw_uid, 0)
     _write(area.directory / "sources.list", sources.lines(area.repositories, keys=True))
     _write(area.directory / "inside.list", sources.lines(area.repositories, keys=False))
-    states = area.status.parents[1] / "apt/extended_states" if area.status else "/dev/null"
-    outside = _OUTSIDE.format(status=area.status or "/dev/null", states=states, user=user) + _network()
-    _write(area.directory / "direct.conf", _configuration(area, str(area.directory), "sources.list") + outside)
-    _write(area.directory / "network.conf", _configuration(area, str(area.mount_point), "sources.list") + outside)
+    _copy_state(area)
+    for name, place in (("direct", area.directory), ("network", area.mount_point)):
+        outside = _OUTSIDE.format(place=place, user=user) + _network()
+        _write(area.directory / f"{name}.conf", _configuration(area, str(place), "sources.list") + outside)
     _write(area.directory / "inside.conf", _configuration(area, INSIDE, "inside.list") + _IN_TREE)
+
+
+def _copy_state(area: Area) -> None:
+    """Copy what is installed: apt makes lock files beside it, and a generation is never written to."""
+    for name in ("status", "extended_states"):
+        target = area.directory / "state" / name
+        target.unlink(missing_ok=True)
+        source = area.status
+        if source is not None and name != "status":
+            source = source.parents[1] / "apt" / name
+        if source is not None and source.is_file():
+            shutil.copyfile(source, target)
+        else:
+            _write(target, "")
 
 
 def _configuration(area: Area, place: str, list_: str) -> str:
@@ -211,9 +236,7 @@ def simulate(area: Area, words: Sequence[str]) -> Plan:
         )
         for match in _INSTALL.finditer(said)
     ]
-    removed = [
-        PackageChange(package=match[1], old=match[2], new=None) for match in _REMOVE.finditer(said)
-    ]
+    removed = [PackageChange(package=match[1], old=match[2], new=None) for match in _REMOVE.finditer(said)]
     kept = _KEPT.search(said)
     return Plan(
         changes=tuple(sorted([*changes, *removed], key=lambda change: change.package)),
@@ -237,7 +260,11 @@ def _from_security(origins: str) -> bool:
 
 def archives(area: Area, words: Sequence[str]) -> list[Archive]:
     """Return the package files that a sub-command needs and the area does not have."""
-    said = _direct(area, ("--print-uris", "-oAcquire::ForceHash=SHA256", *words), "The package manager finds no way to do that")
+    said = _direct(
+        area,
+        ("--print-uris", "-oAcquire::ForceHash=SHA256", *words),
+        "The package manager finds no way to do that",
+    )
     return [
         Archive(name=match[1], size=int(match[2]), digest=match[3] or "") for match in _URI.finditer(said)
     ]
@@ -307,7 +334,9 @@ def explain(said: str, what: str, argv: Sequence[str], code: int, log: Path | No
             why=why, fix=f"check its name, or name the source that has it with --repository{where}",
         )  # fmt: skip
     if "No space left on device" in said or "have enough free space" in said:
-        return NoSpace(what, why=why, fix=f"free space below the store, then run the same command again{where}")
+        return NoSpace(
+            what, why=why, fix=f"free space below the store, then run the same command again{where}"
+        )
     fix = f"run the same command again when that is mended{where}"
     for pattern, advice in _ADVICE:
         if re.search(pattern, said):
@@ -316,14 +345,27 @@ def explain(said: str, what: str, argv: Sequence[str], code: int, log: Path | No
     return CommandFailed(what, argv=argv, returncode=code, stdout=said, why=why, fix=fix)
 
 
+_AGAIN = "then run the same command again"
 _ADVICE = (
-    (r"is expired \(|is not valid yet", "ask who runs the mirror, check the clock, or say --allow-expired when you create the base"),
-    (r"NO_PUBKEY|couldn't be verified|BADSIG|EXPKEYSIG", "give the right key with --keyring, or signed-by= in --repository"),
-    (r"is not signed|unauthenticated", "give a signed source, or say --allow-unsigned when you create the base"),
+    (
+        r"is expired \(|is not valid yet",
+        "ask who runs the mirror, check the clock, or say --allow-expired when you create the base",
+    ),
+    (
+        r"NO_PUBKEY|couldn't be verified|BADSIG|EXPKEYSIG",
+        "give the right key with --keyring, or with signed-by= in --repository",
+    ),
+    (
+        r"is not signed|unauthenticated",
+        "give a signed source, or say --allow-unsigned when you create the base",
+    ),
     (r"does not have a Release file|404 +Not Found", "check the suite and the address of the source"),
-    (r"Could not resolve|Could not connect|Unable to connect|Connection failed|Failed to fetch|File not found", "check the network and the address of the source, then run the same command again"),
+    (
+        r"Could not (?:resolve|connect)|Unable to connect|Connection failed|Failed to fetch|File not found",
+        f"check the network and the address of the source, {_AGAIN}",
+    ),
     (r"unmet dependencies|Unable to correct problems", "choose packages or sources that fit each other"),
-)  # fmt: skip
+)
 
 
 def releases(area: Area) -> tuple[Release, ...]:
@@ -358,7 +400,11 @@ def _keyrings(area: Area) -> list[Path]:
     named = [Path(one.signed_by) for one in area.repositories if one.signed_by]
     if any(not one.signed_by for one in area.repositories):
         trusted = Path("/etc/apt/trusted.gpg.d")
-        named += [Path("/etc/apt/trusted.gpg"), *sorted(trusted.glob("*.gpg")), *sorted(trusted.glob("*.asc"))]
+        named += [
+            Path("/etc/apt/trusted.gpg"),
+            *sorted(trusted.glob("*.gpg")),
+            *sorted(trusted.glob("*.asc")),
+        ]
     return [keyring for keyring in dict.fromkeys(named) if keyring.is_file()]
 
 

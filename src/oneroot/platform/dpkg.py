@@ -46,7 +46,9 @@ def packages(root: Path) -> list[Package]:
             fix="oneroot base fsck, then choose another generation with oneroot base use",
         ) from error
     paragraphs = [_fields(paragraph) for paragraph in text.split("\n\n") if paragraph.strip()]
-    native = next((fields.get("Architecture", "") for fields in paragraphs if fields["Package"] == "dpkg"), "")
+    native = next(
+        (fields.get("Architecture", "") for fields in paragraphs if fields["Package"] == "dpkg"), ""
+    )
     return [_package(fields, native) for fields in paragraphs]
 
 

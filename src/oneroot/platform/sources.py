@@ -68,7 +68,7 @@ def host_repositories(
         raise UsageError(
             f"No package source of this host has the suite {missing[0]}",
             why=f"looked through {apt}/sources.list and {apt}/sources.list.d",
-            fix="name one: --mirror URL --keyring FILE, or --repository 'deb [signed-by=FILE] URL SUITE main'",
+            fix="name one: --mirror URL --keyring FILE, or --repository 'deb [signed-by=…] URL SUITE main'",
         )
     return tuple(dict.fromkeys(chosen))
 
@@ -130,6 +130,12 @@ def parse_repository(text: str, *, allow_unsigned: bool = False, allow_expired: 
             fix="write it like 'deb [signed-by=/usr/share/keyrings/x.gpg] http://host/debian bookworm main'",
         )
     _check_trust(entry, allow_unsigned)
+    if "signed-by" in text and not entry.repository.signed_by:
+        raise UsageError(
+            f"{text[:80]!r} names no keyring file",
+            why="with a fingerprint alone every key that the host trusts would do",
+            fix="give the whole path of a keyring: signed-by=/usr/share/keyrings/x.gpg",
+        )
     repository = dataclasses.replace(
         entry.repository, allow_unsigned=allow_unsigned, allow_expired=allow_expired
     )
@@ -145,10 +151,14 @@ def _check(repository: Repository) -> None:
         raise UsageError(f"{repository.uri[:80]!r} is not the address of a package source", fix=fix)
     for word in (*repository.suites, *repository.components):
         if not _WORD.fullmatch(word) and word not in ("./", "/"):
-            raise UsageError(f"{word[:80]!r} is not the name of a suite or component", fix="for example bookworm main")
+            raise UsageError(
+                f"{word[:80]!r} is not the name of a suite or component", fix="for example bookworm main"
+            )
     keyring = repository.signed_by
     if keyring and not (_PATH.fullmatch(keyring) and Path(keyring).is_file()):
-        raise UsageError(f"There is no keyring {keyring[:200]!r}", fix="name an existing file, with its whole path")
+        raise UsageError(
+            f"There is no keyring {keyring[:200]!r}", fix="name an existing file, with its whole path"
+        )
 
 
 def read(apt: Path = APT) -> list[Entry]:
@@ -203,7 +213,11 @@ def _keyring(value: str) -> str:
 def _deb822(text: str) -> Iterator[Entry]:
     for paragraph in re.split(r"\n[ \t]*\n", text):
         fields = _paragraph(paragraph)
-        if "deb" not in fields.get("types", "").split() or fields.get("enabled", "yes").lower() in ("no", "false", "0"):
+        if "deb" not in fields.get("types", "").split() or fields.get("enabled", "yes").lower() in (
+            "no",
+            "false",
+            "0",
+        ):
             continue
         key = fields.get("signed-by", "")
         embedded = "BEGIN PGP" in key

@@ -180,7 +180,7 @@ class Job:
         with self._timed("rollout"):
             if any(step.was_running for step in steps):
                 lifecycle.prepare(self._settings)
-            result = Rollout(
+            return Rollout(
                 orders,
                 [step for step in steps if not step.was_running or step.container in specs],
                 mover=self._mover(data),
@@ -191,9 +191,6 @@ class Job:
                 requested=lambda: requests.asked(self._settings.paths, run),
                 progress=self._progress,
             ).run()
-        for failure in result.failures:
-            self._note(f"{failure.container}: {failure.why}")
-        return result
 
     def _specs(self, steps: Sequence[RunStep]) -> dict[str, spec.ContainerSpec]:
         found: dict[str, spec.ContainerSpec] = {}
@@ -238,7 +235,7 @@ class Job:
             state=rollout.state,
             from_generation=rollout.from_generation,
             to_generation=rollout.to_generation,
-            changes=self._changes(rollout.to_generation),
+            changes=self._changes(rollout.from_generation, rollout.to_generation),
             rollout=rollout,
             proven=proven,
             proof=proof,
@@ -246,11 +243,21 @@ class Job:
             notes=tuple(self._notes),
         )
 
-    def _changes(self, target: int) -> tuple[PackageChange, ...]:
-        try:
-            return self._store.generation(self._base, target).changes
-        except OnerootError:
+    def _changes(self, before: int | None, after: int) -> tuple[PackageChange, ...]:
+        if before is None or before == after:
             return ()
+        try:
+            new = self._store.generation(self._base, after)
+            if new.parent == before:
+                return new.changes
+            old = self._store.generation(self._base, before).packages
+        except OnerootError:  # a damaged description hides what changed, not that it was rolled out
+            return ()
+        return tuple(
+            PackageChange(package=name, old=old.get(name), new=new.packages.get(name))
+            for name in sorted({*old, *new.packages})
+            if old.get(name) != new.packages.get(name)
+        )
 
     def _mover(self, data: dict[str, object]) -> LxcMover:
         return LxcMover(self._settings, self._store, self._base, f"rollout of {self._base} to {data['to']}")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,12 +14,15 @@ from pathlib import Path
 
 import pytest
 
+from oneroot.audit import stale
 from oneroot.base.generation import Pin
 from oneroot.container import lease
 from oneroot.container.spec import Health
 from oneroot.container.state import State
+from oneroot.kernel import proc
 from oneroot.work.journal import Journal
 from tests.root.audit.place import LIBC, LIBSSL, Place, until
+from tests.root.conftest import clean_up
 
 
 @pytest.mark.parametrize("privileged", [False, True])
@@ -348,3 +353,52 @@ def test_command_line_and_its_contract(place: Place, tmp_path: Path) -> None:
     assert oneroot("verify").returncode == 0
     history = json.loads(oneroot("verify", "--history", "--format", "json").stdout)
     assert [kept["proven"] for kept in history[:2]] == [True, False]
+
+
+def test_process_that_cannot_be_read_costs_its_own_container_the_proof(
+    place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A reader that hangs at one process, as the kernel makes it when that process holds its own lock."""
+    place.start(place.container("au-hang"), place.container("au-calm"))
+    pid = place.spawn("au-hang", "exec sleep 1000")
+    text = proc._READER.read_text()
+    reader = tmp_path / "reader.py"
+    hang = f"    if pid == {pid}:\n        import time\n\n        time.sleep(1000)\n"
+    found = text.index("    started = start_time(pid)")
+    reader.write_text(text[:found] + hang + text[found:])
+    monkeypatch.setattr(proc, "_READER", reader)
+    proof = place.prove()
+    hanging, calm = sorted(proof.containers, key=lambda one: one.name, reverse=True)
+    assert calm.proven is True
+    assert hanging.proven is False and hanging.unknown and f"process {pid}" in hanging.reasons[0]
+    assert proof.unknown == ("au-hang",)
+
+
+def test_two_filesystems_are_unknown(place: Place, tmp_path: Path) -> None:
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(tmp_path)], check=True)
+    lxc_path = tmp_path / "lxc"
+    lxc_path.mkdir(mode=0o711)
+    paths = dataclasses.replace(place.settings.paths, lxc=lxc_path)
+    other = Place(settings=dataclasses.replace(place.settings, paths=paths), made=150)
+    try:
+        other.start(other.container("au-two", privileged=True))
+        one = other.one("au-two")
+        assert one.alive is True and one.proven is False and one.unknown
+        assert "two filesystems" in one.reasons[0]
+    finally:
+        clean_up(other.settings)
+        subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
+
+
+def test_hosts_own_processes_with_replaced_code(place: Place, tmp_path: Path) -> None:
+    program = tmp_path / "monitor"
+    shutil.copy("/usr/bin/sleep", program)
+    with subprocess.Popen([str(program), "1000"]) as child:
+        try:
+            until(lambda: str(program) in Path(f"/proc/{child.pid}/maps").read_text())
+            assert stale.judge(place.settings, stale.observe([], servants=[child.pid]), {}).host == {}
+            program.unlink()
+            found = stale.judge(place.settings, stale.observe([], servants=[child.pid]), {}).host
+            assert [(one.pid, one.path) for one in found[child.pid]] == [(child.pid, str(program))]
+        finally:
+            child.kill()

@@ -324,7 +324,10 @@ def test_killed_anywhere_create_and_rm_leave_nothing_and_can_be_said_again(
                 assert done.returncode in (-signal.SIGKILL, 0), done.stderr
                 for name in existing(tiny):
                     spec.load(tiny.paths, name)
-            oneroot(*words)
+            again = oneroot("--format", "json", *words, check=False)
+            if again.returncode:  # killed when all was done: there is nothing of that name any more
+                assert error_of(again)["code"] == "unknown-name"
+                assert point == number
             assert existing(tiny) == expected
             assert_nothing_is_left(tiny)
     assert pool.free_ranges(tiny) == 1000
@@ -388,7 +391,9 @@ def test_a_full_disk_is_told_and_leaves_nothing(
         full = settings_module.load()
         assert places.stage(full.paths).parent == mount / "lxc"
         oneroot(*CREATE, "first")
-        (mount / "ballast").write_bytes(b"x" * ((os.statvfs(mount).f_bavail - 40) * 4096))
+        (mount / "ballast").write_bytes(
+            b"x" * (os.statvfs(mount).f_bavail * os.statvfs(mount).f_frsize - 160_000)
+        )
         done = oneroot("--format", "json", *CREATE, "--replicas", "10", "web", check=False)
         assert done.returncode == 1
         codes = {one["error"]["code"] for one in json.loads(done.stdout) if one["error"]}

@@ -172,24 +172,29 @@ def _gone(mark: str) -> bool:
     return True
 
 
-STUBBORN = "trap '' TERM HUP INT; setsid sh -c 'sleep 4242{n} & sleep 4242{n}' & sleep 4242{n}; sleep 4242{n}"
+MARK = f"4242{os.getpid()}"
+"""Begins the seconds that this run's programs sleep: what another run left is not ours."""
+
+
+def _stubborn(mark: str) -> str:
+    return f"trap '' TERM HUP INT; setsid sh -c 'sleep {mark} & sleep {mark}' & sleep {mark}; sleep {mark}"
 
 
 def test_a_timeout_ends_all_of_it(root: Path) -> None:
     with pytest.raises(TimeoutError):
-        sandbox.run(job(root, STUBBORN.format(n=1)), log=subprocess.DEVNULL, timeout=0.7)
-    assert not _marked("42421"), "asked politely, the sandbox waits for all processes"
+        sandbox.run(job(root, _stubborn(f"{MARK}1")), log=subprocess.DEVNULL, timeout=0.7)
+    assert not _marked(f"{MARK}1"), "asked politely, the sandbox waits for all processes"
 
 
 def test_what_the_program_leaves_running_ends_with_it(root: Path) -> None:
-    said(root, "setsid sleep 42422 & sleep 0.1")
-    assert not _marked("42422")
+    said(root, f"setsid sleep {MARK}2 & sleep 0.1")
+    assert not _marked(f"{MARK}2")
 
 
 @pytest.mark.parametrize("victim", ["us", "main", "init"])
 def test_kill_9_leaves_no_process_and_no_mount(root: Path, place: Path, victim: str) -> None:
-    mark = f"4242{len(victim) + 2}"
-    (place / "job").write_text(job(root, STUBBORN.replace("4242{n}", mark)).to_json())
+    mark = f"{MARK}{len(victim) + 2}"
+    (place / "job").write_text(job(root, _stubborn(mark)).to_json())
     code = (
         "import sys; from oneroot.kernel import sandbox as s;"
         f"s.run(s.Sandbox.from_json(open({str(place / 'job')!r}).read()), log=1, timeout=60)"

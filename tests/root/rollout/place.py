@@ -6,6 +6,7 @@ import dataclasses
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 from oneroot import settings as settings_module
@@ -22,6 +23,7 @@ from oneroot.work import files
 
 FIRST_ID = 2_030_000_000
 NOW = "2026-01-01T00:00:00+00:00"
+COMMAND = (sys.executable, "-m", "oneroot", "--progress", "none")
 PROGRAMS = (
     "bin/sh",
     "bin/sleep",
@@ -32,6 +34,18 @@ PROGRAMS = (
     "bin/touch",
     "usr/bin/tini",
 )
+
+
+def oneroot(*words: str, kill: int | None = None, log: Path | None = None) -> subprocess.CompletedProcess[str]:
+    """Run the program, and kill it at one of its points."""
+    env = dict(os.environ)
+    if kill is not None:
+        env["ONEROOT_KILL_POINT"] = str(kill)
+    if log is not None:
+        env["ONEROOT_KILL_LOG"] = str(log)
+    return subprocess.run(
+        [*COMMAND, *words], env=env, capture_output=True, text=True, timeout=120, check=False
+    )  # fmt: skip
 
 
 def small_tree(tree: Path, target: Path) -> None:

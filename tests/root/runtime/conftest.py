@@ -18,6 +18,7 @@ from oneroot.container import lease, lxcconfig, spec
 from oneroot.container.lease import Lease
 from oneroot.container.spec import ContainerSpec, IdRange, Limits
 from oneroot.container.state import State, read_state
+from oneroot.kernel import mount
 from oneroot.names import base_name, container_name
 from oneroot.settings import Settings
 from tests.root.conftest import clean_up
@@ -191,4 +192,7 @@ def world(debian_tree: Path, hook: Path) -> Iterator[World]:
         yield made
     finally:
         clean_up(settings)
+        for entry in mount.table():  # a failed test may have left some; never delete through a mount
+            if entry.target.startswith(f"{place}/"):
+                mount.unmount(Path(entry.target), detach=True)
         shutil.rmtree(place, ignore_errors=True)

@@ -240,7 +240,9 @@ def test_kill_the_hook(world: World, name: str) -> None:
 def test_kill_the_monitor(world: World, name: str) -> None:
     lifecycle.start_one(world.settings, name, verb="start")
     seen = read_state(world.settings, name)
-    os.kill(world.lease(name).monitor, signal.SIGKILL)
+    held = world.lease(name)
+    os.kill(held.monitor, signal.SIGKILL)
+    world.wait_for(lambda: not held.held)
     # At once, while its processes may still be ending: the new mount must wait for the old one's end.
     assert lifecycle.start_one(world.settings, name, verb="start") is lifecycle.Change.STARTED
     assert not Path(f"/proc/{seen.pid}/root/etc").exists()

@@ -29,8 +29,11 @@ def fails_with(number: int) -> Iterator[None]:
 @pytest.fixture
 def tree(tmp_path: Path) -> Iterator[Tree]:
     (tmp_path / "root").mkdir()
-    with Tree(tmp_path / "root") as made:
-        yield made
+    try:
+        with Tree(tmp_path / "root") as made:
+            yield made
+    finally:
+        remove_tree(tmp_path / "root")  # pytest's own removal cannot go 4,000 levels deep
 
 
 @pytest.fixture
