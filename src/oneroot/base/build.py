@@ -136,7 +136,7 @@ def write_sources(root: Path, spec: BaseSpec) -> None:
     ]
     target = root / "etc/apt/sources.list"
     target.unlink(missing_ok=True)
-    target.write_text(sources.lines(reachable, keys=True), encoding="utf-8")
+    target.write_text(sources.lines(reachable, keyring=str), encoding="utf-8")
     target.chmod(0o644)
 
 

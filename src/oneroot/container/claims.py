@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import ipaddress
+import itertools
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -64,12 +65,9 @@ def check(found: Sequence[Claim]) -> None:
         ((ids.first, ids.first + ids.count, claim) for claim in found if claim.ours for ids in claim.ids),
         key=lambda item: item[:2],
     )
-    reached: tuple[int, int, Claim] | None = None
-    for item in ranges:
-        if reached and item[0] < reached[1] and item[2].place != reached[2].place:
-            raise _twice("the id range", f"{max(item[0], reached[0])}", reached[2], item[2])
-        if reached is None or item[1] > reached[1]:
-            reached = item
+    for (_, end, one), (begin, _, other) in itertools.pairwise(ranges):
+        if begin < end:
+            raise _twice("the id range", str(begin), one, other)
     owners: dict[str, Claim] = {}
     for claim in found:
         for address in claim.addresses if claim.ours else ():

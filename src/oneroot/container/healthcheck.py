@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import os
 import re
 import socket
 import time
@@ -22,7 +23,8 @@ from oneroot.settings import Settings
 
 _READ_BYTES = 16 << 10
 _SHOWN_CHARACTERS = 2000
-_ASKERS = 64
+_ASKERS = 4 * (os.cpu_count() or 1)
+"""A first answer may cost an application much: asking all at once would make healthy ones too slow."""
 _STATUS = re.compile(rb"HTTP/1\.[01] ([1-5][0-9]{2})(?: |\r?\n)")
 _PORT_AND_PATH = re.compile(r"([0-9]{1,5})(?:/([\x21-\x7e]*))?")
 

@@ -14,7 +14,7 @@ import os
 import pwd
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from oneroot import run
@@ -143,13 +143,33 @@ def prepare(area: Area) -> None:
         directory.mkdir(mode=0o755, exist_ok=True)
         if name.endswith(("partial", "auxfiles")):
             os.chown(directory, pwd.getpwnam(user).pw_uid, 0)
-    _write(area.directory / "sources.list", sources.lines(area.repositories, keys=True))
-    _write(area.directory / "inside.list", sources.lines(area.repositories, keys=False))
+    _write(area.directory / "sources.list", sources.lines(area.repositories, keyring=_copy_keyring(area)))
+    _write(area.directory / "inside.list", sources.lines(area.repositories, keyring=None))
     _copy_state(area)
     for name, place in (("direct", area.directory), ("network", area.mount_point)):
         outside = _OUTSIDE.format(place=place, user=user) + _network()
         _write(area.directory / f"{name}.conf", _configuration(area, str(place), "sources.list") + outside)
     _write(area.directory / "inside.conf", _configuration(area, INSIDE, "inside.list") + _IN_TREE)
+
+
+def _copy_keyring(area: Area) -> Callable[[str], str]:
+    """Return a function that copies a keyring to where apt's download user can read it."""
+    directory = area.directory / "keys"
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(mode=0o755)
+
+    def copied(keyring: str) -> str:
+        name = f"{hashlib.sha256(keyring.encode()).hexdigest()[:16]}{Path(keyring).suffix}"
+        try:
+            shutil.copyfile(keyring, directory / name)
+        except OSError as error:
+            raise UsageError(
+                f"The keyring {keyring} cannot be read", why=str(error), fix="put it back, or make a new base"
+            ) from error
+        (directory / name).chmod(0o644)
+        return str(area.mount_point / "keys" / name)
+
+    return copied
 
 
 def _copy_state(area: Area) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 import shlex
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from oneroot.errors import UsageError
@@ -251,19 +251,19 @@ def _paragraph(text: str) -> dict[str, str]:
     return fields
 
 
-def lines(repositories: Iterable[Repository], *, keys: bool) -> str:
+def lines(repositories: Iterable[Repository], *, keyring: Callable[[str], str] | None) -> str:
     """Return the sources as ``deb`` lines.
 
-    :param keys: name the keyrings, and how to verify.
+    :param keyring: tells where a keyring is to be named; None leaves out how to verify.
     """
     text = ""
     for repository in repositories:
         options = []
-        if keys and repository.signed_by:
-            options.append(f"signed-by={repository.signed_by}")
+        if keyring and repository.signed_by:
+            options.append(f"signed-by={keyring(repository.signed_by)}")
         if repository.allow_unsigned:
             options.append("trusted=yes")
-        if keys and repository.allow_expired:
+        if keyring and repository.allow_expired:
             options.append("check-valid-until=no")
         # A file: source is used where it lies, which no chroot can see; copy: fetches like a mirror.
         uri = re.sub(r"^file:/*", "copy:/", repository.uri)

@@ -60,6 +60,7 @@ _TOUCHED = (StepState.DONE, StepState.DOING, StepState.FAILED)
 class Rollout:
     """One run of the engine over the steps of a journal's run, from wherever they stand.
 
+    :param tolerant: a journal that cannot be written does not stop it, in either direction.
     :param requested: asked between containers what another terminal wants.
     :param patience: seconds until a started container must be alive and healthy.
     :param workers: containers stopped and started at once.
@@ -73,6 +74,7 @@ class Rollout:
         mover: Mover,
         probe: Probe,
         journal: Journal,
+        tolerant: bool = False,
         patience: float,
         workers: int,
         requested: Callable[[], Request | None] = lambda: None,
@@ -83,6 +85,7 @@ class Rollout:
         self._mover = mover
         self._probe = probe
         self._journal = journal
+        self._tolerant = tolerant
         self._patience = patience
         self._workers = workers
         self._requested = requested
@@ -316,7 +319,7 @@ class Rollout:
 
     def _mark(self, step: RunStep, state: StepState, message: str = "") -> None:
         """Write how far a step is. A full disk ends a rollout, but never the way back."""
-        if self._orders.direction is Direction.BACK:
+        if self._tolerant or self._orders.direction is Direction.BACK:
             with self._journal_may_fail():
                 self._journal.mark(self._orders.run, step.container, state, message)
         else:

@@ -7,6 +7,7 @@ containers where it was.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 
 from oneroot.audit.override import examine_all
@@ -21,7 +22,6 @@ from oneroot.rollout.job import (
     Job,
     PatchResult,
     current_or_none,
-    end_older,
     left_behind,
     newest,
     previous,
@@ -34,7 +34,7 @@ from oneroot.rollout.orders import Request
 from oneroot.rollout.plan import OnFailure, RolloutPlan, RolloutPolicy
 from oneroot.settings import Settings
 from oneroot.work import locks
-from oneroot.work.journal import Journal, Run
+from oneroot.work.journal import Journal, Run, RunStep
 from oneroot.work.progress import SILENT, Progress
 
 ROLLBACK_POLICY = RolloutPolicy(batch="100%", canary=0, on_failure=OnFailure.CONTINUE)
@@ -90,6 +90,8 @@ def patch(
     with locks.base(settings.paths, name, verb=f"patch {name}"), Journal(settings.paths) as journal:
         job = Job(settings, store, name, journal, progress)
         found = unfinished(journal, name)
+        if found is None or found.verb == "patch":
+            store.require_unpinned(name)
         if found is not None and found.verb != "patch":
             raise OnerootError(
                 f"A {found.verb} of {name} is unfinished",
@@ -97,7 +99,6 @@ def patch(
                 fix=f"oneroot {found.verb} {name} goes on, oneroot rollout abort {name} takes it back",
             )
         if found is None:
-            store.require_unpinned(name)
             data: dict[str, object] = {
                 "phase": "upgrade" if upgrade else "plan",
                 "from": store.current(name),
@@ -130,17 +131,13 @@ def rollback(
     """
     store = Store(settings)
     store.spec(name)
-    with (
-        locks.base(settings.paths, name, verb=f"rollback {name}"),
-        Journal(settings.paths, tolerant=True) as journal,
-    ):
-        job = Job(settings, store, name, journal, progress)
-        found = unfinished(journal, name)
+    with locks.base(settings.paths, name, verb=f"rollback {name}"), contextlib.ExitStack() as stack:
+        job, left = _rollback_job(settings, store, name, stack, progress)
+        found = unfinished(job.journal, name)
         if found is not None and found.verb == "rollback" and to in (None, found.data.get("to")):
             progress.note(f"going on with the rollback that {found.person} began {found.started}")
             return job.resume(found)
         target = previous(store, name) if to is None else store.generation(name, to).number
-        left = left_behind(journal, found) if found is not None else []
         data: dict[str, object] = {
             "phase": "plan",
             "from": current_or_none(store, name),
@@ -149,9 +146,39 @@ def rollback(
             "pin": why or "rollback",
             "bad": bad,
         }
-        run = journal.begin("rollback", name, why=why, data=data, steps=left)
-        end_older(journal, name, run)
+        try:
+            run = job.journal.begin("rollback", name, why=why, data=data, steps=left)
+        except OnerootError as error:
+            progress.note(f"this rollback is not kept in the history: {error}")
+            job = _without_disk(settings, store, name, stack, progress)
+            run = job.journal.begin("rollback", name, why=why, data=data, steps=left)
+        job.end_older(run)
         return job.run(run, "rollback", data, left, why=why)
+
+
+def _rollback_job(
+    settings: Settings, store: Store, name: BaseName, stack: contextlib.ExitStack, progress: Progress
+) -> tuple[Job, list[RunStep]]:
+    """Open the journal for a rollback; returns also what an unfinished run may have left stopped."""
+    # the journal keeps these megabytes for the day on which nothing else is free
+    (settings.paths.store / "journal.ballast").unlink(missing_ok=True)
+    try:
+        journal = stack.enter_context(Journal(settings.paths))
+        found = unfinished(journal, name)
+        left = left_behind(journal, found) if found is not None else []
+    except OnerootError as error:
+        progress.note(f"this rollback is not kept in the history: {error}")
+        return _without_disk(settings, store, name, stack, progress), []
+    return Job(settings, store, name, journal, progress, tolerant=True), left
+
+
+def _without_disk(
+    settings: Settings, store: Store, name: BaseName, stack: contextlib.ExitStack, progress: Progress
+) -> Job:
+    """Keep the run in RUN, which is memory: it can be gone on with until the host is restarted."""
+    place = dataclasses.replace(settings.paths, store=settings.paths.run / "journal")
+    journal = stack.enter_context(Journal(place))
+    return Job(settings, store, name, journal, progress, tolerant=True)
 
 
 def resume(settings: Settings, name: BaseName, *, progress: Progress = SILENT) -> PatchResult:
@@ -174,14 +201,15 @@ def abort(settings: Settings, name: BaseName, *, progress: Progress = SILENT) ->
     :returns: None when the run is in progress in another process, which was asked to go back.
     :raises OnerootError: there is no unfinished run.
     """
-    with Journal(settings.paths, tolerant=True) as journal:
+    (settings.paths.store / "journal.ballast").unlink(missing_ok=True)
+    with Journal(settings.paths) as journal:
         found = require_unfinished(journal, name)
         if found.alive:
             requests.ask(settings.paths, found.id, Request.ABORT)
             return None
         with locks.base(settings.paths, name, verb=f"rollout abort {name}"):
             found = require_unfinished(journal, name)
-            return Job(settings, Store(settings), name, journal, progress).abort(found)
+            return Job(settings, Store(settings), name, journal, progress, tolerant=True).abort(found)
 
 
 def pause(settings: Settings, name: BaseName) -> Run:

@@ -212,6 +212,7 @@ class Place:
                 continue
             fields = Path(f"/proc/{pid}/status").read_text().split("NSpid:")[1].split("\n")[0].split()
             if fields[-1] == inner:
+                until(lambda pid=pid: is_asleep(pid))  # type: ignore[misc]
                 return pid
         raise AssertionError(f"process {inner} of {name} is gone")
 
@@ -227,6 +228,12 @@ def until(condition: Callable[[], object], seconds: float = 20) -> None:
     while not condition():
         assert time.monotonic() < end, "did not come"
         time.sleep(0.02)
+
+
+def is_asleep(pid: int) -> bool:
+    """Whether a process has come as far as to sleep in a program that is no shell."""
+    fields = Path(f"/proc/{pid}/stat").read_text()
+    return fields.rpartition(")")[2].split()[0] == "S" and "(sh)" not in fields
 
 
 def now() -> str:

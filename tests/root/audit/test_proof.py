@@ -21,7 +21,7 @@ from oneroot.container.spec import Health
 from oneroot.container.state import State
 from oneroot.kernel import proc
 from oneroot.work.journal import Journal
-from tests.root.audit.place import LIBC, LIBSSL, Place, until
+from tests.root.audit.place import LIBC, LIBSSL, Place, is_asleep, until
 from tests.root.conftest import clean_up
 
 
@@ -118,6 +118,7 @@ def test_process_of_an_old_generation_put_into_a_container(place: Place) -> None
     library = place.root(1) / LIBSSL[1:]
     with subprocess.Popen(["sleep", "1000"], env={"LD_PRELOAD": str(library)}) as child:
         try:
+            until(lambda: is_asleep(child.pid))
             cgroup = Path(f"/proc/{place.pid('au-put')}/cgroup").read_text().splitlines()
             line = next(line for line in cgroup if "name=systemd" in line or line.startswith("0::"))
             top = "/sys/fs/cgroup/systemd" if "name=systemd" in line else "/sys/fs/cgroup"

@@ -102,6 +102,8 @@ class Scene:
             source, target = template.place / name, self.place / name
             if not source.exists():
                 continue
+            if target.exists():
+                remove_tree(target)
             subprocess.run(["cp", "-al", source, target], check=True)
             # Only generations are immutable; the rest is written in place.
             script = 'find "$1" -path "*/generations" -prune -o -path "*/upper" -prune -o -type f -links +1 -print0'

@@ -36,7 +36,9 @@ PROGRAMS = (
 )
 
 
-def oneroot(*words: str, kill: int | None = None, log: Path | None = None) -> subprocess.CompletedProcess[str]:
+def oneroot(
+    *words: str, kill: int | None = None, log: Path | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run the program, and kill it at one of its points."""
     env = dict(os.environ)
     if kill is not None:

@@ -20,7 +20,9 @@ MANY = 200
 def monitors(place: Place, generation: int) -> dict[str, int]:
     """Return the monitors of the containers that run on a generation."""
     found = {name: lease.read(place.settings.paths, name) for name in NAMES}
-    return {name: one.monitor for name, one in found.items() if one and one.held and one.generation == generation}
+    return {
+        name: one.monitor for name, one in found.items() if one and one.held and one.generation == generation
+    }
 
 
 def finished(place: Place, command: tuple[str, ...], target: int, died_at: str) -> None:
@@ -87,7 +89,9 @@ def test_rollback_killed_at_every_point(running: Place, tmp_path: Path, debian_t
 
 
 @pytest.mark.slow
-def test_going_back_after_a_failure_killed_at_every_point(place: Place, tmp_path: Path, debian_tree: Path) -> None:
+def test_going_back_after_a_failure_killed_at_every_point(
+    place: Place, tmp_path: Path, debian_tree: Path
+) -> None:
     place.generation(2, debian_tree)
     place.container("ro-a")
     place.container("ro-b", health=Health(command='test "$(cat /etc/generation)" = 1', retries=1))

@@ -24,7 +24,7 @@ def row(path: str, kind: str, content: bytes = b"", package: str | None = "pkg",
 
 
 ROWS = [
-    *(row(path, "d") for path in ("/usr", "/usr/lib", "/usr/lib/app", "/etc", "/var", "/var/log", "/var/lib/dpkg")),
+    *(row(path, "d") for path in ("/usr", "/usr/lib", "/usr/lib/app", "/etc", "/var/log", "/var/lib/dpkg")),
     row("/usr/lib/libx.so.1.2", "f", LIBRARY, code=1),
     row("/usr/lib/libx.so.1", "l", b"libx.so.1.2"),
     row("/usr/lib/app/a.py", "f", b"print()", code=1),

@@ -81,7 +81,7 @@ def test_agrees_with_dpkg() -> None:
 def _valid(version: str) -> bool:
     epoch, colon, rest = version.partition(":")
     return not version.endswith("-") and (
-        not colon or epoch.isdecimal() and ":" not in rest and rest[:1].isdigit()
+        not colon or (epoch.isdecimal() and ":" not in rest and rest[:1].isdigit())
     )
 
 

@@ -124,8 +124,8 @@ def test_lines_name_keys_only_where_they_can_be_read(tmp_path: Path) -> None:
     keyring = tmp_path / "k.gpg"
     keyring.touch()
     one = sources.parse_repository(f"deb [signed-by={keyring}] file:{tmp_path} ./", allow_expired=True)
-    assert sources.lines([one], keys=True) == (
+    assert sources.lines([one], keyring=str) == (
         f"deb [signed-by={keyring} check-valid-until=no] copy:{tmp_path} ./\n"
     )
-    assert sources.lines([one], keys=False) == f"deb copy:{tmp_path} ./\n"
+    assert sources.lines([one], keyring=None) == f"deb copy:{tmp_path} ./\n"
     assert sources.local_directories([one]) == [tmp_path]

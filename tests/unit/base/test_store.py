@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from oneroot.base import collect, fsck, layout
-from oneroot.base.generation import BaseSpec, Generation, GenerationNumber, SourceCheck
+from oneroot.base.generation import BaseSpec, Generation, SourceCheck
 from oneroot.base.manifest import save_changes
 from oneroot.base.store import Store, now, parse_number
 from oneroot.base.survey import survey
@@ -43,7 +43,7 @@ def add(store: Store, *, packages: dict[str, str] | None = None, name: BaseName 
     made = survey(prepared / "root", {}).manifest
     made.save(prepared / "manifest.gz")
     save_changes(prepared / "changes.gz", [])
-    return store.commit(
+    done = store.commit(
         prepared,
         Generation(
             base=name, number=number, parent=None, created=now(), reason="", person="me",
@@ -51,6 +51,8 @@ def add(store: Store, *, packages: dict[str, str] | None = None, name: BaseName 
             digest=made.digest(),
         ),
     )  # fmt: skip
+    store.sweep(name)
+    return done
 
 
 def test_a_generation_is_there_whole_and_private(store: Store) -> None:

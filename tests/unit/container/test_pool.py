@@ -110,6 +110,13 @@ def test_what_was_never_used_comes_before_what_was(settings: Settings) -> None:
     assert [ids for ids, _ in make(settings, "e")] == [first]
 
 
+def test_what_was_used_fills_up_what_is_missing(settings: Settings) -> None:
+    (first, _), (second, _) = make(settings, "a", "b")
+    delete(settings, "a")
+    made = make(settings, "c", "d", "e")
+    assert [ids for ids, _ in made] == [second + EACH, second + 2 * EACH, first]
+
+
 def test_what_is_free_the_longest_is_reused_first(settings: Settings) -> None:
     made = dict(zip("abcd", make(settings, "a", "b", "c", "d"), strict=True))
     for name in "cab":
@@ -170,6 +177,7 @@ def test_one_address_of_two_names_both(settings: Settings) -> None:
 def test_a_copy_by_lxc_copy_blocks_nobody_and_keeps_its_ids(settings: Settings) -> None:
     declare(settings.paths.container("web"), "web", FIRST, "10.77.96.1")
     declare(settings.paths.container("copy"), "web", FIRST, "10.77.96.1")
+    pool.settle(settings, [])
     delete(settings, "web")
     grant = pool.allocate(settings, wants("new"))["new"]
     assert grant.ids and grant.ids.first == FIRST + EACH
