@@ -36,10 +36,10 @@ demo-clean: ## Remove what the demo made
 	$(BIN)/python examples/demo/demo.py clean
 
 test: setup ## Run all tests, as root
-	ONEROOT_TESTS_MUST_RUN=1 $(BIN)/python -m pytest tests
+	ONEROOT_TESTS_MUST_RUN=1 $(BIN)/python -m pytest tests --durations=15
 
 test-kill: setup ## Kill every changing command at 100 random moments
-	ONEROOT_TESTS_MUST_RUN=1 $(BIN)/python -m pytest tests/root/kill -m 'slow or not slow' --random-kills 100
+	ONEROOT_TESTS_MUST_RUN=1 $(BIN)/python -m pytest tests/root/kill/test_random_kills.py --random-kills 100
 
 check: .venv/.installed ## Format, lint, types, imports, and the tests that need no root
 	$(BIN)/ruff format --check src tests examples

@@ -29,7 +29,7 @@ MOST_ENTRIES = 1_000_000
 MOST_SECONDS = 20.0
 MOST_LISTED = 1000
 _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
-_OWN = frozenset({"/etc/hostname", "/etc/hosts", "/etc/resolv.conf", "/etc/machine-id"})
+_OWN = frozenset({"etc/hostname", "etc/hosts", "etc/resolv.conf", "etc/machine-id"})
 """Each container's own by design."""
 
 
@@ -137,7 +137,7 @@ class _Look:
             for name in self._names(directory):
                 path = f"{directory}/{name}" if directory else name
                 row = self._code.row(f"/{path}") or self._code.former(f"/{path}")
-                if row is None and path not in places:
+                if (row is None and path not in places) or path in _OWN:
                     continue
                 status = self._status(path)
                 if status is None:
@@ -201,7 +201,7 @@ class _Look:
 
     def _one(self, path: str, row: Row, kind: OverrideKind) -> Iterator[Override]:
         severity = self._code.severity(f"/{path}", row)
-        if severity is None or f"/{path}" in _OWN:
+        if severity is None:
             return
         if kind is OverrideKind.EQUIVALENT and not (row[PACKAGE] or row[CODE]):
             return

@@ -39,9 +39,16 @@ class Answer:
     """The last answer or output; capped, with control characters written out."""
 
 
+def has_question(spec: ContainerSpec) -> bool:
+    """Whether more must be asked of a container than a look from the host tells."""
+    return spec.health is not None or bool(liveness.units_to_ask(spec))
+
+
 def check(settings: Settings, spec: ContainerSpec, *, lease: Lease | None = None) -> Liveness:
     """Look once whether a container is alive, and, if it is, ask its declared check once."""
     found = liveness.look(settings.paths, spec, lease=lease)
+    if found.alive is True and (units := liveness.units_to_ask(spec)):
+        found = _ask_systemd(settings, found, units)
     if found.alive is not True or spec.health is None:
         return found
     answer = _ask(settings, spec)
@@ -51,15 +58,35 @@ def check(settings: Settings, spec: ContainerSpec, *, lease: Lease | None = None
 
 def check_many(settings: Settings, specs: Sequence[ContainerSpec]) -> list[Liveness]:
     """Check many containers at once, in their order; those without a check cost one look each."""
+    asked = [spec for spec in specs if has_question(spec)]
     found: dict[str, Liveness] = {
-        spec.name: liveness.look(settings.paths, spec) for spec in specs if spec.health is None
+        spec.name: liveness.look(settings.paths, spec) for spec in specs if not has_question(spec)
     }
-    asked = [spec for spec in specs if spec.health is not None]
     if asked:
         with concurrent.futures.ThreadPoolExecutor(min(_ASKERS, len(asked))) as pool:
             answers = pool.map(lambda spec: check(settings, spec), asked)
             found |= {answer.container: answer for answer in answers}
     return [found[spec.name] for spec in specs]
+
+
+def _ask_systemd(settings: Settings, found: Liveness, units: Sequence[str]) -> Liveness:
+    argv = ("systemctl", "is-active", "--", *units)
+    try:
+        ran = attach.execute(
+            settings, found.container, argv, timeout=settings.timeouts.read, limit=_READ_BYTES
+        )
+    except (OnerootError, OSError) as error:
+        return dataclasses.replace(found, alive=None, reasons=(f"systemd cannot be asked: {error}",))
+    states = ran.stdout.decode("utf-8", "replace").split()
+    if len(states) != len(units):
+        said = shown(ran.stderr) or f"exit status {ran.returncode}"
+        return dataclasses.replace(found, alive=None, reasons=(f"systemd cannot be asked: {said}",))
+    reasons = tuple(
+        f"the unit {unit} is {shown(state)}"
+        for unit, state in zip(units, states, strict=True)
+        if state != "active"
+    )
+    return dataclasses.replace(found, alive=not reasons, reasons=reasons)
 
 
 def _ask(settings: Settings, spec: ContainerSpec) -> Answer:
@@ -95,7 +122,7 @@ def _http(spec: ContainerSpec, where: str, timeout: float) -> Answer:
     what = f"http port {port}"
     try:
         data = _exchange(spec, port, request.encode("ascii"), timeout)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, OverflowError) as error:
         return Answer(passed=False, reason=f"{what}: {_said(error)}")
     status = _STATUS.match(data)
     if not status:
@@ -111,7 +138,7 @@ def _tcp(spec: ContainerSpec, port: int, timeout: float) -> Answer:
     try:
         with _connect(spec, port, timeout):
             return Answer(passed=True)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, OverflowError) as error:
         return Answer(passed=False, reason=f"tcp port {port}: {_said(error)}")
 
 

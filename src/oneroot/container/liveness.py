@@ -5,8 +5,10 @@ attached to, and must not look dead for that. A look costs well under a millisec
 
 Unit mode: every declared unit has a process in its own cgroup. A unit that has none is alive
 only if systemd keeps its state file (``/run/systemd/units/invocation:UNIT``, removed when a unit
-ends or fails) and it is of a kind that needs no process: not a service, or a service whose unit
-file says ``Type=oneshot`` or ``RemainAfterExit=yes``. Command mode: init has a living child.
+ends or fails) and it is a mount, or a service whose unit file says ``Type=oneshot`` or
+``RemainAfterExit=yes``. Sockets, timers, paths and targets leave no trace that the host could
+see: a look passes over them, and `healthcheck.check` asks systemd. Command mode: init has a
+living child.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ _UNIT_PLACES = (
     ("usr", "lib/systemd/system"),
     ("run", "systemd/generator.late"),
 )
+_SEEN_BY_HOST = (".service", ".scope", ".mount", ".swap")
 _YES = frozenset({"yes", "true", "1", "on", "y", "t"})
 
 
@@ -76,6 +79,11 @@ def look(paths: Paths, spec: ContainerSpec, *, lease: Lease | None = None) -> Li
         return Liveness(container=spec.name, alive=None, reasons=(f"it cannot be looked at: {error}",))
 
 
+def units_to_ask(spec: ContainerSpec) -> tuple[str, ...]:
+    """Return the declared units whose state only the container's systemd can tell."""
+    return tuple(unit for unit in spec.units if not unit.endswith(_SEEN_BY_HOST))
+
+
 def init_pid(lease: Lease) -> int | None:
     """Return the pid of the container's init, as the host sees it."""
     # the monitor forks helpers too, for the hook: init is the child in the payload's cgroup
@@ -109,7 +117,8 @@ def _units(spec: ContainerSpec, init: int) -> Liveness:
     root = _systemd_cgroup(init)
     if root is None:
         return _dead(spec, "systemd has not begun to start units")
-    reasons = [reason for unit in spec.units if (reason := _unit_problem(root, init, unit))]
+    seen = [unit for unit in spec.units if unit.endswith(_SEEN_BY_HOST)]
+    reasons = [reason for unit in seen if (reason := _unit_problem(root, init, unit))]
     return _dead(spec, *reasons) if reasons else Liveness(container=spec.name, alive=True)
 
 

@@ -344,9 +344,9 @@ def _run_logged(job: sandbox.Sandbox, log: Path, timeout: float, what: str) -> N
 
 def explain(said: str, what: str, argv: Sequence[str], code: int, log: Path | None) -> OnerootError:
     """Turn what apt said when it failed into an error that tells what to do."""
-    errors = [line[3:] for line in said.splitlines() if line.startswith("E: ")]
-    broken = [line for line in said.splitlines() if line.startswith("dpkg: error") or "sandbox: " in line]
-    why = "\n".join(dict.fromkeys([*broken[-3:], *errors[-5:]])) or "\n".join(said.strip().splitlines()[-5:])
+    told = re.findall(r"^(?:E|W: GPG error): (.*)$", said, re.MULTILINE)
+    broken = re.findall(r"^(dpkg: error.*(?:\n .*)?|.*sandbox: .*)$", said, re.MULTILINE)
+    why = "\n".join(dict.fromkeys([*broken[-3:], *told[-5:]])) or "\n".join(said.strip().splitlines()[-5:])
     where = f"; the whole story is in {log}" if log else ""
     if unknown := re.search(r"E: (?:Unable to locate package|Package '?)\s*([^\s']+)", said):
         return UsageError(

@@ -53,6 +53,9 @@ class Mover(Protocol):
         """Return the last lines of its console, escaped; empty if there are none."""
 
 
+CANARY_SECONDS = 0.5
+"""That a canary must stay alive, whatever the policy says."""
+
 _OPEN = (StepState.PLANNED, StepState.DOING, StepState.FAILED)
 _TOUCHED = (StepState.DONE, StepState.DOING, StepState.FAILED)
 
@@ -231,7 +234,9 @@ class Rollout:
         except (OnerootError, OSError) as error:
             if error is self._fatal:
                 raise
-            self._fail(step, Liveness(container=step.container, alive=False, reasons=(str(error),)), batch)
+            self._fail(
+                step, Liveness(container=step.container, alive=False, reasons=(str(error),)), batch.task
+            )
             return None
 
     def _move(self, step: RunStep, batch: _Batch) -> Future[Liveness] | None:
@@ -274,14 +279,14 @@ class Rollout:
                 self._mark(step, StepState.UNDONE if back else StepState.DONE)
                 batch.task.done(step.container)
             elif not self._giving_up():
-                self._fail(step, found, batch)
+                self._fail(step, found, batch.task)
         except BaseException as error:  # noqa: BLE001  raised again by the main thread
             self._fatal = self._fatal or error
         finally:
             batch.slots.release()
             landed.set_result(None)
 
-    def _fail(self, step: RunStep, found: Liveness, batch: _Batch) -> None:
+    def _fail(self, step: RunStep, found: Liveness, task: Task | None = None) -> None:
         why = "; ".join(found.reasons) or "it did not become alive in time"
         self._stopping = self._orders.policy.on_failure is not OnFailure.CONTINUE
         failure = Failure(
@@ -292,30 +297,33 @@ class Rollout:
             console=self._mover.last_words(step.container),
         )
         self._failures.append(failure)
-        batch.task.done(step.container, failed=True, message=why)
+        if task is not None:
+            task.done(step.container, failed=True, message=why)
         with contextlib.suppress(OnerootError):  # kept, and raised by the main thread
             self._mark(step, StepState.FAILED, why[:1000])
 
     def _settle(self, batch: int) -> None:
-        """Let a batch prove that it stays alive before the next one begins."""
+        """Look once more at a batch before the next one begins, after the time that it must stay alive.
+
+        What has begun to start looks alive for a moment, even if it is about to fail: the canary,
+        whose failure is worth most, is given time for that.
+        """
         moved = self._with_state((StepState.DONE,), batch)
-        if not self._orders.policy.min_healthy_time or not moved:
-            return
-        end = time.monotonic() + self._orders.policy.min_healthy_time
+        last = max(step.batch for step in self._steps.values() if step.was_running)
+        canary = batch == 0 and self._orders.policy.canary > 0 and last > 0
+        end = time.monotonic() + max(
+            self._orders.policy.min_healthy_time, CANARY_SECONDS if canary and moved else 0
+        )
         while not self._halted() and (left := end - time.monotonic()) > 0:
             time.sleep(min(left, 0.1))
-        if self._halted():
+        if self._halted() or not moved:
             return
-        task = self._progress.begin(f"{self._orders.base}: still alive", len(moved))
         with Watcher(self._probe, halted=self._giving_up) as watcher:
             looks = [(step, watcher.watch(step.container, 0)) for step in moved]
-            settled = _Batch(watcher=watcher, task=task, slots=threading.Semaphore(len(moved)))
             for step, look in looks:
                 found = look.result()
-                if found.ok:
-                    task.done(step.container)
-                elif not self._giving_up():
-                    self._fail(step, found, settled)
+                if not found.ok and not self._giving_up():
+                    self._fail(step, found)
 
     def _mark(self, step: RunStep, state: StepState, message: str = "") -> None:
         """Write how far a step is. A full disk ends a rollout, but never the way back."""

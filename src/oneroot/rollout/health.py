@@ -172,7 +172,7 @@ def probe(settings: Settings, specs: dict[str, spec.ContainerSpec]) -> Probe:
     return Probe(
         look=lambda name: liveness.look(settings.paths, specs[name]),
         ask=ask,
-        has_check=lambda name: specs[name].health is not None,
+        has_check=lambda name: healthcheck.has_question(specs[name]),
         retries=retries,
     )
 

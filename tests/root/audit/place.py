@@ -300,9 +300,11 @@ def _copy(tree: Path, root: Path) -> None:
     """Copy a tree without what the tests do not need."""
     excludes = [f"--exclude=./{path}/*" for path in _LEFT_OUT]
     root.mkdir()
-    packed = subprocess.Popen(["tar", "-C", tree, "-cf", "-", *excludes, "."], stdout=subprocess.PIPE)
+    packed = subprocess.Popen(
+        ["tar", "-C", tree, "--warning=no-file-changed", "-cf", "-", *excludes, "."], stdout=subprocess.PIPE
+    )
     subprocess.run(["tar", "-C", root, "-xpf", "-"], stdin=packed.stdout, check=True)
-    assert packed.wait() == 0
+    assert packed.wait() in (0, 1)  # 1: another test made links to the tree's files meanwhile
 
 
 def _replace(path: Path, data: bytes | None) -> None:

@@ -119,7 +119,7 @@ def test_a_broken_package_leaves_no_trace_and_the_next_try_works(
     packages.publish()
     with pytest.raises(CommandFailed) as caught:
         upgrade(base, NAME)
-    assert "tini" in caught.value.why and "log" in caught.value.fix
+    assert "tini" in caught.value.why and "exit status 1" in caught.value.why and "log" in caught.value.fix
     log = Path(caught.value.fix.rsplit(" ", 1)[-1])
     assert "oh no" in log.read_text()
     assert log.stat().st_mode & 0o777 == 0o600
@@ -310,7 +310,7 @@ def test_maintainer_scripts_have_little_power(
 
 def test_secrets_of_maintainer_scripts_are_removed_or_refused(base: Settings, packages: Repository) -> None:
     key = "-----BEGIN PRIVATE KEY-----\\nMIIEvQIBADANBgkqhkiG9w0BAQEFAASCBKcw\\nabc=\\n"
-    write = "mkdir -p {0}; printf '" + key + "' > {0}/{1}"
+    write = "mkdir -p {0}; printf -- '" + key + "' > {0}/{1}"
     host_key = write.format("/etc/ssh", "ssh_host_ed25519_key")
     packages.add("tini", "99.0-1", scripts={"postinst": f"{host_key}; echo 0123 > /etc/machine-id"})
     packages.publish()
@@ -325,13 +325,14 @@ def test_secrets_of_maintainer_scripts_are_removed_or_refused(base: Settings, pa
     assert_no_trace(base, 2)
 
 
-def test_conffiles_of_the_operator_stay(base: Settings, packages: Repository) -> None:
-    packages.add("tini", "99.0-1", files={"etc/tini.conf": "one\n"})
-    tree = packages.home / "build"
-    packages.publish()
-    del tree
-    first = made(base)
-    assert (Store(base).root(NAME, first.number) / "etc/tini.conf").read_text() == "one\n"
+def test_conffiles_that_the_base_changed_stay(base: Settings, packages: Repository) -> None:
+    script = {"postinst": "echo changed > /etc/tini.conf"}
+    for version, scripts in (("99.0-1", script), ("99.0-2", {})):
+        files = {"etc/tini.conf": version, "DEBIAN/conffiles": "/etc/tini.conf\n"}
+        packages.add("tini", version, files=files, scripts=scripts)
+        packages.publish()
+        made(base)
+    assert (Store(base).root(NAME, 3) / "etc/tini.conf").read_text() == "changed\n"
 
 
 def test_a_package_that_turns_directories_into_files_and_back(base: Settings, packages: Repository) -> None:

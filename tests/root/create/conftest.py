@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from oneroot import settings as settings_module
+from oneroot.container import network
 from oneroot.settings import Settings
 from tests.root.conftest import clean_up
 
@@ -63,13 +64,7 @@ def _settings_in(place: Path, monkeypatch: pytest.MonkeyPatch, count: int = 65_5
         yield made
     finally:
         clean_up(made)
-        _end_resolver(made)
-
-
-def _end_resolver(settings: Settings) -> None:
-    from oneroot.container import resolver
-
-    resolver.stop(settings)
+        network.teardown(made)
 
 
 def generation_directory(settings: Settings) -> Path:

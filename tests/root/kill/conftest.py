@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,16 +15,16 @@ def place() -> Iterator[Path]:
     made = Path(tempfile.mkdtemp(prefix="oneroot-kill-", dir="/var/tmp"))
     made.chmod(0o711)
     yield made
-    shutil.rmtree(made / "repository" / "gnupg", ignore_errors=True)
     remove_tree(made)
 
 
 @pytest.fixture(scope="session")
-def repository(place: Path) -> Repository:
+def repository(place: Path) -> Iterator[Repository]:
     made = Repository(place / "repository")
     made.build()
     made.publish("1")
-    return made
+    yield made
+    made.clear()
 
 
 @pytest.fixture(scope="session")
@@ -65,4 +64,4 @@ def scene(place: Path) -> Iterator[Scene]:
     if not made.place.exists():
         made.prepare()
     yield made
-    made.clear()
+    made.leave()

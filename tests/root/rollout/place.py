@@ -22,6 +22,7 @@ from oneroot.settings import Settings
 from oneroot.work import files
 
 FIRST_ID = 2_030_000_000
+BASE = BaseName("core")
 NOW = "2026-01-01T00:00:00+00:00"
 COMMAND = (sys.executable, "-m", "oneroot", "--progress", "none")
 PROGRAMS = (
@@ -89,7 +90,7 @@ class Place:
     """Makes generations and containers below one settings file."""
 
     settings: Settings
-    base: BaseName = BaseName("core")
+    base: BaseName = BASE
     made: int = 0
 
     def generation(self, number: int, tree: Path, *, small: bool = True) -> None:
@@ -102,11 +103,12 @@ class Place:
         elif small:
             small_tree(tree, root)
         else:
-            subprocess.run(["cp", "-a", tree, root], check=True)
+            subprocess.run(["cp", "-al", tree, root], check=True)
         (root / "etc/generation").write_text(f"{number}\n")
         described = Generation(
-            base=self.base, number=GenerationNumber(number), parent=number - 1 or None, created=NOW, reason="test",
-            person="test", packages={"libc6": str(number)}, changes=(), releases=(), files=0, size=0, digest="",
+            base=self.base, number=GenerationNumber(number), parent=number - 1 or None, created=NOW,
+            reason="test", person="test", packages={"libc6": str(number)}, changes=(), releases=(),
+            files=0, size=0, digest="",
         )  # fmt: skip
         files.save(root.parent / "generation.json", described, schema=SCHEMA)
         if number == 1:
@@ -136,9 +138,10 @@ class Place:
         """Create a container, stopped."""
         self.made += 1
         root = layout.root(self.settings.paths, self.base, 1)
+        ids = IdRange(first=FIRST_ID + (self.made - 1) * 65536, count=65536)
         declared = ContainerSpec(
             name=ContainerName(name), base=self.base, created=NOW, group=name, units=units,
-            command=None if units else command, ids=IdRange(first=FIRST_ID + (self.made - 1) * 65536, count=65536),
+            command=None if units else command, ids=ids,
             addresses=(f"10.77.112.{self.made + 1}",) if address else (), health=health, autostart=False,
         )  # fmt: skip
         directory = self.settings.paths.container(name)
@@ -174,12 +177,15 @@ class Place:
             )  # fmt: skip
 
 
-def make(where: Path, *, libexec: Path = Path("/usr/lib/oneroot")) -> Place:
-    """Make a place in a directory, and settings.yaml in it."""
+def make(where: Path, *, run: Path | None = None) -> Place:
+    """Make a place in a directory, and settings.yaml in it.
+
+    :param run: the run directory, if it shall lie elsewhere.
+    """
     where.mkdir(mode=0o711, parents=True, exist_ok=True)
     file = where / "settings.yaml"
     file.write_text(
-        f"paths: {{store: {where}/store, run: {where}/run, lxc: {where}/lxc, libexec: {libexec}}}\n"
+        f"paths: {{store: {where}/store, run: {run or where / 'run'}, lxc: {where}/lxc}}\n"
         f"ids: {{first: {FIRST_ID}, count: 13107200}}\n"
         "network: {ipv4: 10.77.112.0/20, gateway: 169.254.112.1}\n"
         "timeouts: {stop: 5, alive: 10, health: 10}\n"

@@ -188,7 +188,7 @@ def test_liveness_of_commands(running: Place) -> None:
 
 @pytest.fixture
 def full(debian_tree: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Place, Path]]:
-    """A place whose store lies on a filesystem of 24 MiB."""
+    """A place whose store lies on a small filesystem; its run directory does not."""
     where = Path(tempfile.mkdtemp(prefix="oneroot-full-", dir="/var/tmp"))
     where.chmod(0o711)
     image, mounted = where / "image", where / "disk"
@@ -196,7 +196,7 @@ def full(debian_tree: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[P
     subprocess.run(["truncate", "-s", "40M", image], check=True)
     subprocess.run(["mkfs.ext4", "-q", "-m", "0", image], check=True)
     subprocess.run(["mount", "-o", "loop", image, mounted], check=True)
-    made = places.make(mounted / "place")
+    made = places.make(mounted / "place", run=where / "run")
     monkeypatch.setenv("ONEROOT_SETTINGS", str(mounted / "place" / "settings.yaml"))
     mounted.chmod(0o711)
     try:

@@ -6,15 +6,21 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from oneroot.errors import Interrupted, NoSpace
+from oneroot.rollout import engine
 from oneroot.rollout.orders import Request
 from oneroot.rollout.plan import OnFailure, RolloutPolicy
 from oneroot.work import interrupt
 from oneroot.work.journal import RunState, StepState
 from tests.unit.rollout.world import Died, DyingJournal, Fake, World, begin, go_on, paths
+
+
+@pytest.fixture(autouse=True)
+def no_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "CANARY_SECONDS", 0)
 
 
 @pytest.fixture
@@ -190,10 +196,26 @@ def test_a_batch_must_stay_alive(world: World, journal: DyingJournal) -> None:
     assert result.remaining == ("web2", "web3", "web4", "web5")
 
 
+def test_what_dies_right_after_its_start_does_not_pass(world: World, journal: DyingJournal) -> None:
+    honest = world.look
+    looks: list[str] = []
+
+    def look(name: str):  # type: ignore[no-untyped-def]
+        if name in looks:
+            world.ill.add((name, 2))
+        looks.append(name)
+        return honest(name)
+
+    world.look = look  # type: ignore[method-assign]
+    result = go_on(world, journal, begin(world, journal, RolloutPolicy(canary=1)))
+    assert world.order[:2] == ["web0", "web0"], "the canary is stopped and taken back, nothing else is"
+    assert result.state is RunState.ROLLED_BACK
+
+
 _names = [f"c{number}" for number in range(5)]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     running=st.lists(st.booleans(), min_size=5, max_size=5),
     generations=st.lists(st.sampled_from([1, 1, 1, 2]), min_size=5, max_size=5),
