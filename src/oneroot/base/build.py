@@ -15,7 +15,10 @@ from oneroot.base.survey import survey
 from oneroot.errors import OnerootError
 from oneroot.platform import sources
 from oneroot.platform.dpkg import Dpkg
+from oneroot.platform.packages import PackageManager
 from oneroot.work import locks
+
+_DPKG = Dpkg()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +60,7 @@ def describe(
     releases: tuple[Release, ...],
     told: Iterable[PackageChange] = (),
     reason: str,
+    manager: PackageManager = _DPKG,
 ) -> Generation:
     """Scrub the tree ``prepared/root``, look at every path, and write its manifest beside it.
 
@@ -66,17 +70,16 @@ def describe(
     """
     root = prepared / "root"
     touched = scrub.scrub(root)
-    dpkg = Dpkg()
-    _require_whole(dpkg.broken(root))
+    _require_whole(manager.broken(root))
     known = _known(parent, touched) if parent else {}
-    found = survey(root, dpkg.owners(root), known)
+    found = survey(root, manager.owners(root), known)
     scrub.refuse_private_keys(
-        scrub.private_keys(root, found.suspects, lambda paths: dpkg.pristine(root, paths))
+        scrub.private_keys(root, found.suspects, lambda paths: manager.pristine(root, paths))
     )
     found.manifest.save(prepared / "manifest.gz")
     differences = found.manifest.changes_from(parent.manifest) if parent else []
     manifests.save_changes(prepared / "changes.gz", differences)
-    packages = dpkg.installed(root)
+    packages = manager.installed(root)
     return Generation(
         base=spec.name,
         number=number,
@@ -127,12 +130,14 @@ def changes_between(
 def write_sources(root: Path, spec: BaseSpec) -> None:
     """Write the tree's own package sources, so that developers can install packages in a container.
 
-    Sources that lie on this host, or whose key the tree does not have, are of no use there.
+    Sources that lie on this host are of no use there, and passwords are not for everybody.
     """
     reachable = [
         dataclasses.replace(one, signed_by=one.signed_by if _inside(root, one.signed_by) else "")
         for one in spec.repositories
-        if not sources.local_directories([one]) and not one.allow_unsigned
+        if not sources.local_directories([one])
+        and not one.allow_unsigned
+        and sources.without_password(one.uri) == one.uri
     ]
     target = root / "etc/apt/sources.list"
     target.unlink(missing_ok=True)

@@ -89,6 +89,7 @@ def gc(settings: Settings, name: str, in_use: InUse, *, progress: Progress = SIL
         found = plan(settings, name, in_use)
         _move_out(store, name, found.removed, progress)
         store.sweep(name)
+    sweep_hidden(settings)
     workshop.clean_pool(settings.paths, older_than=_POOL_AGE)
     return found
 
@@ -177,6 +178,7 @@ def remove_base(settings: Settings, name: str, users: Iterable[str], *, progress
     refuse_used(name, users)
     with store.holding(name, "rm"), _mounts_stopped(settings.paths, name):
         steps.apply_all(removal(settings, name), progress=progress)
+    sweep_hidden(settings)
 
 
 def refuse_used(name: str, users: Iterable[str]) -> None:
@@ -224,18 +226,14 @@ def derived(store: Store, name: str) -> list[str]:
     return found
 
 
-def sweep_hidden(settings: Settings) -> list[str]:
-    """Remove what killed creations and removals of bases left; returns their names."""
-    swept = []
-    try:
-        entries = sorted(settings.paths.bases.glob(".*"))
-    except OSError:
-        return []
-    for entry in entries:
-        if entry.suffix == ".removed":
-            tree.remove_tree(entry)
-            swept.append(entry.name)
-    return swept
+def sweep_hidden(settings: Settings) -> None:
+    """Remove what killed creations and removals of bases left."""
+    store = Store(settings)
+    for entry in sorted(settings.paths.bases.glob(".*")):
+        name, _, kind = entry.name[1:].rpartition(".")
+        if kind in ("new", "removed"):
+            with contextlib.suppress(Busy, UsageError), store.holding(name, "sweep"):
+                tree.remove_tree(entry)
 
 
 def history(store: Store, name: str) -> list[tuple[Generation, bool]]:

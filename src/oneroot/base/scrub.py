@@ -36,7 +36,6 @@ REMOVED = (
     "etc/apt/apt.conf.d/99mmdebstrap",
     "etc/dpkg/dpkg.cfg.d/99mmdebstrap",
     "root/.bash_history",
-    "usr/sbin/policy-rc.d",
     "var/lib/systemd/random-seed",
     "var/lib/systemd/credential.secret",
     "var/lib/urandom/random-seed",

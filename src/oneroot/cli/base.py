@@ -24,7 +24,7 @@ from oneroot.cli.context import Context, pass_context
 from oneroot.errors import ExitCode, OnerootError, UsageError
 
 if TYPE_CHECKING:
-    from oneroot.base.generation import Generation, PackageChange
+    from oneroot.base.generation import Generation, PackageChange, Repository
     from oneroot.base.store import Store
 
 
@@ -181,7 +181,7 @@ def _summary(store: Store, name: str, *, strict: bool = False) -> dict[str, Any]
             "pinned": spec.pin and dataclasses.asdict(spec.pin),
         }
         row |= {"bad": list(spec.bad), "declared": list(spec.packages)}
-        row["repositories"] = [dataclasses.asdict(one) for one in spec.repositories]
+        row["repositories"] = [_repository(one) for one in spec.repositories]
         row["generations"] = [_generation(one) for one in store.generations(name)]
         check = store.check(name)
         if check:
@@ -193,6 +193,12 @@ def _summary(store: Store, name: str, *, strict: bool = False) -> dict[str, Any]
             raise
         row["problem"] = str(error)
     return row
+
+
+def _repository(one: Repository) -> dict[str, Any]:
+    from oneroot.platform import sources
+
+    return {**dataclasses.asdict(one), "uri": sources.without_password(one.uri)}
 
 
 def _generation(one: Generation) -> dict[str, Any]:

@@ -247,9 +247,17 @@ def simulate(area: Area, words: Sequence[str]) -> Plan:
     :raises OnerootError: it cannot be done; says why.
     """
     said = _direct(area, ("--simulate", *words), "The package manager finds no way to do that")
+    return parse_plan(said, area.architectures[0])
+
+
+def parse_plan(said: str, native: str) -> Plan:
+    """Parse what ``apt-get --simulate`` says.
+
+    :param native: the tree's own architecture, which package names leave out.
+    """
     changes = [
         PackageChange(
-            package=_named(match[1], match[5], area),
+            package=_named(match[1], match[5], native),
             old=match[2],
             new=match[3],
             security=_from_security(match[4]),
@@ -264,9 +272,9 @@ def simulate(area: Area, words: Sequence[str]) -> Plan:
     )
 
 
-def _named(name: str, architecture: str, area: Area) -> str:
+def _named(name: str, architecture: str, native: str) -> str:
     plain = name.partition(":")[0]
-    return plain if architecture in (area.architectures[0], "all") else f"{plain}:{architecture}"
+    return plain if architecture in (native, "all") else f"{plain}:{architecture}"
 
 
 def _from_security(origins: str) -> bool:

@@ -13,7 +13,7 @@ from oneroot.platform.packages import Repository
 
 APT = Path("/etc/apt")
 
-_SCHEMES = ("http:", "https:", "file:", "copy:", "ftp:", "tor+http:", "tor+https:", "mirror+")
+_SCHEMES = ("http:", "https:", "file:", "copy:", "ftp:", "tor+http:", "tor+https:", "mirror+", "mirror:")
 _PATH = re.compile(r"/[\w.+~/-]*", re.ASCII)
 _WORD = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_~/-]*")
 
@@ -51,7 +51,9 @@ def host_repositories(
     chosen: list[Repository] = []
     for entry in read(apt):
         wanted = tuple(suite for suite in entry.repository.suites if _wanted(suite, codename, suites))
-        if not wanted or (entry.architectures and architecture not in entry.architectures):
+        if not wanted or not entry.repository.uri.startswith(_SCHEMES):
+            continue  # of another release, or on a disc that nobody will insert
+        if entry.architectures and architecture not in entry.architectures:
             continue
         _check_trust(entry, allow_unsigned)
         chosen.append(
@@ -271,6 +273,11 @@ def lines(repositories: Iterable[Repository], *, keyring: Callable[[str], str] |
         for suite in repository.suites:
             text += f"deb {shown}{uri} {' '.join((suite, *repository.components))}\n"
     return text
+
+
+def without_password(uri: str) -> str:
+    """Return an address without the name and password that may stand in it."""
+    return re.sub(r"//[^/@]*@", "//", uri)
 
 
 def local_directories(repositories: Iterable[Repository]) -> list[Path]:

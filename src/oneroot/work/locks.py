@@ -14,9 +14,9 @@ import contextlib
 import dataclasses
 import errno
 import fcntl
-import getpass
 import json
 import os
+import pwd
 import secrets
 import struct
 import time
@@ -31,6 +31,7 @@ TOKEN_VARIABLE = "ONEROOT_LOCK_TOKEN"  # noqa: S105  the name of a variable, no 
 TOKEN = secrets.token_hex(16)
 """Names this process in the locks that it holds."""
 
+_UNSET_UID = 0xFFFF_FFFF
 _WHOLE_FILE = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
 
 
@@ -47,20 +48,23 @@ class Holder:
 
 def person() -> str:
     """Return who is at work: the one who became root, if sudo or login tell."""
-    for name in (os.environ.get("SUDO_USER"), _login_name()):
-        if name:
-            return name
-    return getpass.getuser() if os.environ.get("USER") else f"uid {os.getuid()}"
-
-
-def _login_name() -> str | None:
+    if sudo := os.environ.get("SUDO_USER"):
+        return sudo
+    uid = _login_uid()
+    uid = os.getuid() if uid is None else uid
     try:
-        import pwd
-
-        uid = int(Path("/proc/self/loginuid").read_text(encoding="ascii"))
         return pwd.getpwuid(uid).pw_name
-    except (OSError, ValueError, KeyError):
+    except KeyError:
+        return f"uid {uid}"
+
+
+def _login_uid() -> int | None:
+    """Return who logged in, as the kernel remembers it; None for a service, or where it does not."""
+    try:
+        uid = int(Path("/proc/self/loginuid").read_text(encoding="ascii"))
+    except (OSError, ValueError):
         return None
+    return None if uid == _UNSET_UID else uid
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ from oneroot.base.generation import (
     SourceCheck,
 )  # fmt: skip
 from oneroot.base.manifest import Entry, Kind, Manifest, load, save_changes
-from oneroot.container import contents, lease, lxc, lxcconfig, spec, state
+from oneroot.container import contents, lease, liveness, lxc, lxcconfig, spec, state
 from oneroot.container.identity import Needs
 from oneroot.container.spec import ContainerSpec, Health, IdRange
 from oneroot.container.upper import Mould
@@ -157,7 +157,7 @@ class Place:
         spec.save(self.settings.paths, made)
         return name
 
-    def start(self, *names: str, wait: bool = True) -> None:
+    def start(self, *names: str) -> None:
         paths = self.settings.paths
         for directory, mode in (
             *((paths.run, 0o711), (paths.locks, 0o700), (paths.leases, 0o700)),
@@ -166,6 +166,9 @@ class Place:
             directory.mkdir(mode=mode, parents=True, exist_ok=True)
         for name in names:
             lxc.start(paths, name, timeout=30)
+            declared = spec.load(paths, name)
+            # LXC says that it runs before its init has begun the command
+            until(lambda declared=declared: liveness.look(paths, declared).alive, 60)  # type: ignore[misc]
 
     def stop(self, *names: str, forget: bool = True) -> None:
         for name in names:

@@ -132,7 +132,8 @@ def test_a_repository_that_is_no_release(settings: Settings, packages: Repositor
     "wrong",
     [
         {"source": "host"}, {"source": "debian"}, {"source": "debian:../x"}, {"source": "debian:bookworm\n"},
-        {"name": "../x"}, {"name": ""}, {"packages": ("-o=evil",)}, {"packages": ("a b",)}, {"packages": ("x/y",)},
+        {"name": "../x"}, {"name": ""}, {"packages": ("-o=evil",)}, {"packages": ("a b",)},
+        {"packages": ("x/y",)},
         {"mirror": "bookworm"}, {"mirror": "http://x y"}, {"mirror": "http://x", "suites": ("a b",)},
         {"initial_suites": ("sid",)}, {"repositories": ("nonsense",)}, {"source": "debian:nosuchrelease"},
         {"mirror": "http://x", "keyring": Path("/does/not/exist")},

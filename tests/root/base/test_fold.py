@@ -14,6 +14,7 @@ import pytest
 
 from oneroot.base.fold import Folded, fold
 from oneroot.kernel import sandbox
+from oneroot.platform import apt, dpkg, sources
 from tests.root.base import treeview
 
 VIEWER = Path(treeview.__file__)
@@ -137,3 +138,36 @@ def test_too_many_links_become_a_copy(place: Path) -> None:
     assert copied.stat().st_nlink == 1
     assert "/many" not in done.linked
     assert treeview.snapshot(str(place / "merged"))["/many"][:8] == view["/many"][:8]
+
+
+@pytest.mark.slow
+def test_a_real_run_of_the_package_manager(place: Path, debian_tree: Path) -> None:
+    """Every real update that waits for the tree, unpacked and configured by dpkg over it."""
+    before = treeview.snapshot(str(debian_tree))
+    architecture = dpkg.host_architecture()
+    area = apt.Area(
+        directory=place / "apt",
+        mount_point=place / "point",
+        repositories=sources.host_repositories("bookworm", architecture=architecture),
+        architectures=(architecture,),
+        status=debian_tree / "var/lib/dpkg/status",
+    )
+    place.chmod(0o755)
+    area.mount_point.mkdir()
+    apt.prepare(area)
+    apt.update(area, log=place / "log", timeout=300)
+    if not apt.simulate(area, ["dist-upgrade"]).changes:
+        pytest.skip("no update is pending for this release today")
+    apt.download(area, ["dist-upgrade"], log=place / "log", timeout=300)
+    overlay = sandbox.Overlay(
+        lower=str(debian_tree), upper=str(place / "upper"), work=str(place / "work"),
+        target=str(place / "merged"),
+    )  # fmt: skip
+    apt.run_in_tree(
+        area, place / "merged", ["dist-upgrade"], mounts=(overlay,), log=place / "log", timeout=600
+    )
+    view = overlaid(place, debian_tree, "true")
+    done = folded(place, debian_tree)
+    assert done.moved > 100 and len(done.linked) > 1000
+    assert treeview.snapshot(str(place / "merged")) == view
+    assert treeview.snapshot(str(debian_tree)) == before

@@ -44,8 +44,8 @@ def test_patch(scene: Scene, upgraded: Scene) -> None:
     scene.copy_from(upgraded)
 
     def begin() -> None:
-        scene.run("base", "use", "core", "1", "--yes")
         scene.run("base", "unpin", "core")
+        scene.run("base", "use", "core", "1", "--no-pin")
         scene.run("restart", *CONTAINERS)
         assert scene.running() == dict.fromkeys(CONTAINERS, 1)
 
@@ -60,8 +60,8 @@ def test_rollback(scene: Scene, upgraded: Scene) -> None:
     scene.copy_from(upgraded)
 
     def begin() -> None:
-        scene.run("base", "use", "core", "2", "--yes")
         scene.run("base", "unpin", "core")
+        scene.run("base", "use", "core", "2", "--no-pin")
         scene.run("restart", *CONTAINERS)
         assert scene.running() == dict.fromkeys(CONTAINERS, 2)
 

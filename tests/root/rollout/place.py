@@ -12,7 +12,7 @@ from pathlib import Path
 from oneroot import settings as settings_module
 from oneroot.base import layout
 from oneroot.base.generation import SCHEMA, BaseSpec, Generation, GenerationNumber
-from oneroot.container import contents, lease, lifecycle, lxcconfig, spec
+from oneroot.container import contents, lease, lifecycle, lxcconfig, network, spec
 from oneroot.container.identity import Needs
 from oneroot.container.spec import ContainerSpec, Health, IdRange
 from oneroot.container.upper import Mould
@@ -169,12 +169,13 @@ class Place:
         return found.monitor
 
     def clean_up(self) -> None:
-        """Kill the containers of this place."""
+        """Kill the containers of this place, and take its network down."""
         for entry in self.settings.paths.lxc.iterdir():
             subprocess.run(
                 ["lxc-stop", "-k", "-P", self.settings.paths.lxc, "-n", entry.name],
                 capture_output=True, check=False, timeout=60,
             )  # fmt: skip
+        network.teardown(self.settings)
 
 
 def make(where: Path, *, run: Path | None = None) -> Place:

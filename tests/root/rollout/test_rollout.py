@@ -158,14 +158,17 @@ def test_abort_of_a_paused_run(running: Place) -> None:
     assert on(running, 1) == list(NAMES) and running.current(running.base) == 1
 
 
-def test_rollback_takes_the_place_of_a_patch_that_was_killed(running: Place, tmp_path: Path) -> None:
+def test_rollback_takes_the_place_of_a_patch_that_was_killed(
+    running: Place, tmp_path: Path, debian_tree: Path
+) -> None:
     points = tmp_path / "points"
-    oneroot(*PATCH, "--batch", "100%", "--canary", "0", "--dry-run")
-    for point in range(1, 60):
-        oneroot(*PATCH, "--batch", "100%", "--canary", "0", kill=point, log=points)
-        if "before start" in points.read_text().splitlines()[-1]:
-            break
-    wait_until(lambda: len(on(running, 1) + on(running, 2)) < 4)
+    one_at_a_time = (*PATCH, "--max-unavailable", "1")
+    assert oneroot(*one_at_a_time, log=points).returncode in (0, 3)
+    labels = [line.partition(" ")[2] for line in points.read_text().splitlines()]
+    running.generation(3, debian_tree)
+    killed = oneroot(*one_at_a_time, kill=labels.index("rollout: before start ro-c") + 1)
+    assert killed.returncode == -9
+    assert (on(running, 3), on(running, 2)) == (["ro-a", "ro-b"], ["ro-d"])
     said = oneroot("rollback", "core", "--to", "1")
     assert said.returncode == 3, said.stderr
     assert on(running, 1) == list(NAMES)

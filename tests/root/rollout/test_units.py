@@ -68,7 +68,7 @@ def test_apache_is_alive_and_a_dead_one_is_not(web: Place) -> None:
             os.kill(pid, signal.SIGKILL)
     wait_until(lambda: liveness.look(web.settings.paths, declared).alive is False)
     found = healthcheck.check(web.settings, declared)
-    assert found.reasons == ("the unit apache2.service does not run",) and found.running
+    assert "apache2.service" in found.reasons[0] and found.running
 
 
 def test_it_needs_no_process_of_its_own_inside(web: Place) -> None:
