@@ -152,13 +152,17 @@ def load(file: Path | None = None) -> Settings:
             raise UsageError(f"There is no settings file {path}", fix="name an existing file") from None
         return Settings()
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"The settings file {path} cannot be read", why=str(error)) from error
+        raise UsageError(
+            f"The settings file {path} cannot be read", why=str(error), fix="mend it, or name another file"
+        ) from error
     import yaml  # here, because most commands run without a settings file
 
     try:
         raw = yaml.safe_load(text) or {}
     except yaml.YAMLError as error:
-        raise UsageError(f"The settings file {path} is not YAML", why=str(error)) from error
+        raise UsageError(
+            f"The settings file {path} is not YAML", why=str(error), fix="mend what stands at that place"
+        ) from error
     settings: Settings = _build(Settings, raw, path, "")
     _check(settings, path)
     return settings
@@ -166,7 +170,10 @@ def load(file: Path | None = None) -> Settings:
 
 def _build(cls: type[Any], raw: object, path: Path, where: str) -> Any:
     if not isinstance(raw, dict):
-        raise UsageError(f"{path}: {where or 'the file'} must be a mapping of keys to values")
+        raise UsageError(
+            f"{path}: {where or 'the file'} must be a mapping of keys to values",
+            fix=f"known here: {', '.join(field.name for field in dataclasses.fields(cls))}",
+        )
     fields = {field.name: field for field in dataclasses.fields(cls)}
     values: dict[str, Any] = {}
     for key, value in raw.items():
@@ -200,6 +207,12 @@ def _check(settings: Settings, path: Path) -> None:
         ipaddress.IPv4Network(settings.network.ipv4)
         ipaddress.IPv4Address(settings.network.gateway)
     except ValueError as error:
-        raise UsageError(f"{path}: a network setting is wrong", why=str(error)) from error
+        raise UsageError(
+            f"{path}: a network setting is wrong",
+            why=str(error),
+            fix="give network.ipv4 like 10.77.0.0/16, and network.gateway like 169.254.0.1",
+        ) from error
     if settings.ids.each < 65536 or settings.ids.first < 65536:
-        raise UsageError(f"{path}: ids.first and ids.each must be at least 65536")
+        raise UsageError(
+            f"{path}: ids.first and ids.each must be at least 65536", fix="leave them away, or raise them"
+        )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from oneroot.cli import render
 from oneroot.cli.context import Context
-from oneroot.errors import ExitCode, OnerootError, UsageError
+from oneroot.errors import ExitCode, OnerootError, SomeFailed, UsageError
 
 if TYPE_CHECKING:
     from oneroot.container.state import ContainerState
@@ -47,7 +47,11 @@ def finish(context: Context, outcomes: Sequence[Outcome[Any]], said: Callable[[A
     failures = [outcome.error for outcome in outcomes if outcome.error is not None]
     if not failures:
         return ExitCode.DONE
-    return failures[0].exit_code if len(outcomes) == 1 else ExitCode.FAILED
+    alone = len(outcomes) == 1
+    if context.json:
+        said_of_all = f"{len(failures)} of {len(outcomes)} containers failed"
+        render.print_error(failures[0] if alone else SomeFailed(said_of_all, failures), as_json=True)
+    return failures[0].exit_code if alone else ExitCode.FAILED
 
 
 def print_plan(outcomes: Sequence[Outcome[Any]]) -> int:

@@ -222,7 +222,7 @@ def _existing(
     place = settings.paths.container(name)
     try:
         found = spec.load(settings.paths, name)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         if not place.is_symlink() and not place.exists():
             return None
         raise UsageError(

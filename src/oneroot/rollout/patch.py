@@ -34,7 +34,7 @@ from oneroot.rollout.orders import Request
 from oneroot.rollout.plan import OnFailure, RolloutPlan, RolloutPolicy
 from oneroot.settings import Settings
 from oneroot.work import locks
-from oneroot.work.journal import Journal, Run, RunStep
+from oneroot.work.journal import Journal, Run, RunStep, free_ballast
 from oneroot.work.progress import SILENT, Progress
 
 ROLLBACK_POLICY = RolloutPolicy(batch="100%", canary=0, on_failure=OnFailure.CONTINUE)
@@ -160,8 +160,7 @@ def _rollback_job(
     settings: Settings, store: Store, name: BaseName, stack: contextlib.ExitStack, progress: Progress
 ) -> tuple[Job, list[RunStep]]:
     """Open the journal for a rollback; returns also what an unfinished run may have left stopped."""
-    # the journal keeps these megabytes for the day on which nothing else is free
-    (settings.paths.store / "journal.ballast").unlink(missing_ok=True)
+    free_ballast(settings.paths)
     try:
         journal = stack.enter_context(Journal(settings.paths))
         found = unfinished(journal, name)
@@ -201,7 +200,7 @@ def abort(settings: Settings, name: BaseName, *, progress: Progress = SILENT) ->
     :returns: None when the run is in progress in another process, which was asked to go back.
     :raises OnerootError: there is no unfinished run.
     """
-    (settings.paths.store / "journal.ballast").unlink(missing_ok=True)
+    free_ballast(settings.paths)
     with Journal(settings.paths) as journal:
         found = require_unfinished(journal, name)
         if found.alive:

@@ -116,39 +116,35 @@ class Run:
 class Journal:
     """The open journal. All methods may be called from any thread.
 
-    :param tolerant: go on without the journal when the disk is full; a rollback does this,
-        because it must never be stopped by a full disk.
+    :raises NoSpace: it cannot be written for lack of space.
+    :raises CorruptState: it is damaged, or of a newer oneroot.
     """
 
-    def __init__(self, paths: Paths, *, tolerant: bool = False) -> None:
+    def __init__(self, paths: Paths) -> None:
         self._path = paths.journal
-        self._ballast = paths.store / "journal.ballast"
-        self._tolerant = tolerant
+        self._ballast = _ballast(paths)
         self._lock = threading.Lock()
-        self._write_failed = False
         paths.store.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._connection = self._open()
 
     def _open(self) -> sqlite3.Connection:
-        if self._tolerant:
-            self._ballast.unlink(missing_ok=True)  # a few MiB for us on a disk that is full
         try:
-            return self._connect(str(self._path))
+            return self._connect()
+        except sqlite3.OperationalError as error:
+            raise _storage_error(self._path, error) from error
         except sqlite3.DatabaseError as error:
-            if self._tolerant and "full" in str(error):
-                return self._connect(":memory:")
-            if "full" in str(error):
-                raise NoSpace(f"{self._path} cannot be written", why=str(error), fix="free space") from error
             raise CorruptState(
                 f"The journal {self._path} cannot be opened",
                 why=str(error),
                 fix=f"move it away ({self._path}.bad); containers and bases are not affected",
             ) from error
 
-    def _connect(self, where: str) -> sqlite3.Connection:
+    def _connect(self) -> sqlite3.Connection:
         old = os.umask(0o077)
         try:
-            connection = sqlite3.connect(where, timeout=30, isolation_level=None, check_same_thread=False)
+            connection = sqlite3.connect(
+                self._path, timeout=30, isolation_level=None, check_same_thread=False
+            )
         finally:
             os.umask(old)
         try:
@@ -212,7 +208,8 @@ class Journal:
                 "INSERT INTO runs (verb, subject, person, why, pid, pid_start, boot_id, started, state, data)"
                 " VALUES (?,?,?,?,?,?,?,?,?,?)",
                 (
-                    *(verb, subject, person(), why, me, proc.start_time(me), proc.boot_id(), _now()),
+                    *(verb, _storable(subject), _storable(person()), _storable(why)),
+                    *(me, proc.start_time(me), proc.boot_id(), _now()),
                     *(RunState.RUNNING.value, json.dumps(data or {})),
                 ),
             )
@@ -250,7 +247,7 @@ class Journal:
             connection.execute(
                 f"UPDATE steps SET state = ?, message = ?, {column} = ?"  # noqa: S608  one of two names
                 " WHERE run = ? AND container = ?",
-                (state.value, message, _now(), run, container),
+                (state.value, _storable(message), _now(), run, container),
             )
         killpoint.reach(f"journal: {container} {state.value}")
 
@@ -271,7 +268,7 @@ class Journal:
         found = self._query(
             "SELECT * FROM runs WHERE ended IS NULL AND (?1 IS NULL OR subject = ?1)"
             " AND (?2 IS NULL OR verb = ?2) ORDER BY id DESC LIMIT 1",
-            (subject, verb),
+            (subject and _storable(subject), verb),
         )
         return _run(found[0]) if found else None
 
@@ -321,11 +318,17 @@ class Journal:
                 if self._connection.in_transaction:
                     self._connection.execute("ROLLBACK")
                 if isinstance(error, sqlite3.OperationalError):
-                    if self._tolerant:
-                        self._write_failed = True
-                        return
                     raise _storage_error(self._path, error) from error
                 raise
+
+
+def free_ballast(paths: Paths) -> None:
+    """Give up the megabytes that the journal keeps aside, so that a rollback can work on a full disk."""
+    _ballast(paths).unlink(missing_ok=True)
+
+
+def _ballast(paths: Paths) -> Path:
+    return paths.store / "journal.ballast"
 
 
 def _insert_steps(connection: sqlite3.Connection, run: RunId, steps: Sequence[RunStep], first: int) -> None:
@@ -340,6 +343,11 @@ def _insert_steps(connection: sqlite3.Connection, run: RunId, steps: Sequence[Ru
             for place, step in enumerate(steps)
         ],
     )
+
+
+def _storable(text: str) -> str:
+    """Names of files and words of the command line may have bytes that are no text."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _storage_error(path: Path, error: sqlite3.OperationalError) -> OnerootError:

@@ -101,3 +101,5 @@ def test_no_byte_left(small: Settings, packages: Repository) -> None:
     store = Store(small)
     assert (store.current(NAME), store.numbers(NAME)) == (1, [1])
     assert store.spec(NAME).name == NAME
+    with store.holding(NAME, "test"):
+        store.set_current(NAME, 1)  # the way back needs no room
