@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from oneroot import settings as settings_module
+from oneroot.kernel.tree import remove_tree
 from oneroot.settings import Settings
 from tests.conftest import skip_or_fail
 
@@ -50,7 +51,7 @@ def debian_tree() -> Path:
 
 def _bootstrap(tree: Path, key: str) -> None:
     partial = CACHE / f"bookworm-{key}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
+    remove_tree(partial)
     subprocess.run(
         [
             *("mmdebstrap", "--mode=root", "--variant=apt", "--quiet", f"--include={PACKAGES}"),
@@ -94,7 +95,7 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[Settings]:
         yield made
     finally:
         clean_up(made)
-        shutil.rmtree(place, ignore_errors=True)
+        remove_tree(place)
 
 
 def clean_up(settings: Settings) -> None:

@@ -46,7 +46,7 @@ def written_commands() -> Iterator[tuple[str, bool]]:
         for language, body in _FENCE.findall(text_of(page)):
             for line in body.replace("\\\n", " ").splitlines() if language in ("console", "sh") else ():
                 command = line.removeprefix("# ").removeprefix("$ ")
-                if command.startswith("oneroot ") and command != line or language == "sh":
+                if (command.startswith("oneroot ") and command != line) or language == "sh":
                     for part in re.split(r"(?<= )(?=oneroot )", command):
                         if part.startswith("oneroot "):
                             yield f"{relative(page)}: {part}", True
@@ -73,7 +73,9 @@ def parse(words: list[str]) -> None:
     command: click.Command = cli
     context = cli.make_context("oneroot", [*front, *rest])
     while isinstance(command, click.Group):
-        left = [*getattr(context, "_protected_args", ()), *context.args]
+        # click before 8.2 has no underscore there
+        protected = vars(context).get("_protected_args", vars(context).get("protected_args", ()))
+        left = [*protected, *context.args]
         if not left:
             return
         name, found, arguments = command.resolve_command(context, left)
@@ -123,18 +125,15 @@ def anchors(page: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=relative)
-def test_every_page_has_one_title_and_sentence_case(page: Path) -> None:
-    text = _FENCE.sub("", text_of(page))
-    assert len(re.findall(r"^# ", text, re.MULTILINE)) == 1, relative(page)
+def test_every_page_has_one_title(page: Path) -> None:
+    assert len(re.findall(r"^# ", _FENCE.sub("", text_of(page)), re.MULTILINE)) == 1
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if page != GENERATED], ids=relative)
+@pytest.mark.parametrize("page", PAGES, ids=relative)
 def test_prose_does_not_belittle(page: Path) -> None:
     text = _FENCE.sub("", text_of(page))
-    found = re.search(
-        r"\b(simply|easily|just|obviously|of course)\b(?! (?:these|the same|been))", text, re.IGNORECASE
-    )
-    assert found is None, f"{relative(page)}: {found and text[max(0, found.start() - 40) : found.end() + 20]}"
+    found = re.search(r".*\b(?:simply|easily|obviously)\b.*", text, re.IGNORECASE)
+    assert found is None, found and found[0]
 
 
 def test_the_generated_reference_is_up_to_date() -> None:
@@ -163,7 +162,7 @@ def test_the_picture_shows_the_recording() -> None:
 def test_every_setting_is_documented_with_its_default() -> None:
     documented: dict[str, str] = {}
     for keys, values in re.findall(
-        r"^\| (`[^|]+`) \| ([^|]+) \|", text_of(DOCS / "reference/settings.md"), re.M
+        r"^\| (`[^|]+`) \| ([^|]+) \|", text_of(DOCS / "reference/settings.md"), re.MULTILINE
     ):
         names = re.findall(r"`([^`]+)`", keys)
         defaults = [value.strip("` ") for value in (values.split(",") if len(names) > 1 else [values])]
@@ -188,7 +187,7 @@ def shown(value: object) -> str:
 
 
 def test_every_exit_code_is_documented() -> None:
-    codes = re.findall(r"^\| ([0-9]+) \|", text_of(DOCS / "reference/exit-codes.md"), re.M)
+    codes = re.findall(r"^\| ([0-9]+) \|", text_of(DOCS / "reference/exit-codes.md"), re.MULTILINE)
     assert sorted(map(int, codes)) == sorted(code.value for code in ExitCode)
 
 

@@ -41,6 +41,8 @@ def check(store: Store, name: str, *, progress: Progress = SILENT) -> list[Findi
             reader(name)
         except OnerootError as error:
             note(str(error), directory)
+    if not os.path.lexists(directory / "current"):
+        note("it has no current generation: its link “current” is missing", directory / "current")
     for leftover in ("stage",):
         if (directory / leftover).exists():
             note(

@@ -44,9 +44,6 @@ def doctor_command(
         context.require_root()
         steps.apply_all(planned, progress=context.progress)
     checks = doctor.examine(context.settings, containers=containers)
-    close = getattr(context.progress, "close", None)
-    if close:
-        close()
     if context.json:
         render.print_json(checks)
     else:

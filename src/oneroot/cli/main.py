@@ -88,13 +88,15 @@ class _Lazy(click.Group):
 def cli(ctx: click.Context, format_: str, settings_file: Path | None, progress: str, debug: bool) -> None:
     """Many containers over one shared base: patch once, restart, read the proof."""
     from oneroot import settings
+    from oneroot.cli import render
     from oneroot.cli.context import Context, Format
 
     if debug:
         logging.basicConfig(level=logging.DEBUG, stream=sys.stderr, format="%(name)s: %(message)s")
-    listener = _progress(progress)
-    ctx.call_on_close(getattr(listener, "close", lambda: None))
-    ctx.obj = Context(settings=settings.load(settings_file), format=Format(format_), progress=listener)
+    ctx.call_on_close(render.end_progress)
+    ctx.obj = Context(
+        settings=settings.load(settings_file), format=Format(format_), progress=_progress(progress)
+    )
 
 
 def _progress(kind: str) -> Any:

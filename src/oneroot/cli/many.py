@@ -35,23 +35,17 @@ def states_of(context: Context, patterns: Sequence[str]) -> list[ContainerState]
 
 
 def finish(context: Context, outcomes: Sequence[Outcome[Any]], said: Callable[[Any], str]) -> int:
-    """Print what became of each, and return the exit code: a lone failure's own, or 1 for some of many."""
-    groups: dict[str, list[Outcome[Any]]] = {}
-    for outcome in outcomes:
-        groups.setdefault(said(outcome.value) if outcome.ok else "", []).append(outcome)
-    if context.json:
-        render.print_outcomes(outcomes, "", as_json=True)
-    else:
-        for text, group in groups.items():
-            render.print_outcomes(group, text, as_json=False)
+    """Print what became of each, and return the exit code."""
+    render.print_outcomes(outcomes, said, as_json=context.json)
+    return exit_code(outcomes)
+
+
+def exit_code(outcomes: Sequence[Outcome[Any]]) -> ExitCode:
+    """Return a lone failure's own exit code, or that some of many have failed."""
     failures = [outcome.error for outcome in outcomes if outcome.error is not None]
     if not failures:
         return ExitCode.DONE
-    alone = len(outcomes) == 1
-    if context.json:
-        said_of_all = f"{len(failures)} of {len(outcomes)} containers failed"
-        render.print_error(failures[0] if alone else SomeFailed(said_of_all, failures), as_json=True)
-    return failures[0].exit_code if alone else ExitCode.FAILED
+    return failures[0].exit_code if len(outcomes) == 1 else ExitCode.FAILED
 
 
 def print_plan(outcomes: Sequence[Outcome[Any]]) -> int:
@@ -63,8 +57,7 @@ def print_plan(outcomes: Sequence[Outcome[Any]]) -> int:
                 render.print_line(step)
             if not outcome.value.steps:
                 render.print_line(f"{outcome.name}: nothing to do")
-    failures = [outcome.error for outcome in outcomes if outcome.error is not None]
-    return failures[0].exit_code if failures else ExitCode.DONE
+    return exit_code(outcomes)
 
 
 def print_dry(

@@ -229,7 +229,6 @@ def abort_command(context: Context, name: str, yes: bool) -> int:
     context.require_root()
     (base,) = _select(context, (name,))
     result = patches.abort(context.settings, base, progress=context.progress)
-    _close(context)
     if result is None:
         said = f"The rollout of {base} goes back; oneroot rollout status {base} shows how far it is."
         _print(context, {"base": base, "requested": "abort"}, [said])
@@ -303,10 +302,8 @@ def _for_each_base(
         except OnerootError as error:
             if len(chosen) == 1:
                 raise
-            _close(context)
             render.print_error(error, as_json=context.json)
             codes.append(ExitCode.FAILED)
-    _close(context)
     if context.json:
         render.print_json(results[0] if one and results else results)
     else:
@@ -324,7 +321,6 @@ def _show_plans(context: Context, names: Sequence[str], policy: RolloutPolicy) -
         patches.plan(context.settings, base, policy=policy, progress=context.progress)
         for base in _select(context, names)
     ]
-    _close(context)
     if context.json:
         render.print_json(found)
         return ExitCode.DONE
@@ -458,9 +454,3 @@ def _generations(before: int | None, after: int | None) -> str:
     if before == after:
         return "-" if before is None else str(before)
     return f"{before or '-'} → {after or '-'}"
-
-
-def _close(context: Context) -> None:
-    close = getattr(context.progress, "close", None)
-    if close:
-        close()

@@ -13,7 +13,7 @@ import os
 import sys
 import threading
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -23,6 +23,10 @@ from oneroot.work.progress import Task
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+
+_NAMED_EACH = 10
+"""So many containers of which the same is said are named; more are counted."""
 
 
 def escape(text: object) -> str:
@@ -58,13 +62,25 @@ def plain(value: Any) -> Any:
     return value
 
 
+_bars: Terminal | None = None
+"""The progress that is on the screen now."""
+
+
+def end_progress() -> None:
+    """Take progress off the screen; everything that prints does this first."""
+    if _bars is not None:
+        _bars.close()
+
+
 def print_json(value: object) -> None:
     """Print a result as JSON on standard output."""
+    end_progress()
     sys.stdout.write(json_text(value) + "\n")
 
 
 def print_line(text: str) -> None:
     """Print one line of a result for people; the caller has nothing escaped."""
+    end_progress()
     sys.stdout.write(escape(text) + "\n")
 
 
@@ -73,6 +89,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[object]], *, tit
     from rich.table import Table
     from rich.text import Text
 
+    end_progress()
     console = _console(sys.stdout)
     table = Table(title=title or None, title_justify="left", box=None, header_style="bold", pad_edge=False)
     for column in columns:
@@ -91,8 +108,10 @@ def print_fields(fields: Sequence[tuple[str, object]]) -> None:
             print_line(f"{(name + ':') if place == 0 else '':<{width + 1}}  {line}")
 
 
-def print_outcomes(outcomes: Sequence[Outcome[Any]], done: str, *, as_json: bool) -> None:
-    """Print what became of each of many: ``{name, ok, result, error}``."""
+def print_outcomes(outcomes: Sequence[Outcome[Any]], said: Callable[[Any], str], *, as_json: bool) -> None:
+    """Print what became of each of many: ``{name, ok, result, error}``, or a line for each that failed
+    and the others together, by what is said of them.
+    """
     if as_json:
         print_json(
             [
@@ -106,15 +125,18 @@ def print_outcomes(outcomes: Sequence[Outcome[Any]], done: str, *, as_json: bool
             ]
         )
         return
-    good = [outcome for outcome in outcomes if outcome.ok]
+    alike: dict[str, list[str]] = {}
     for outcome in outcomes:
         if outcome.error:
             print_error(outcome.error)
-    if len(outcomes) <= 10:
-        for outcome in good:
-            print_line(f"{outcome.name}: {done}")
-    elif good:
-        print_line(f"{len(good)} of {len(outcomes)} containers: {done}")
+        else:
+            alike.setdefault(said(outcome.value), []).append(outcome.name)
+    for text, names in alike.items():
+        if len(names) <= _NAMED_EACH:
+            for name in names:
+                print_line(f"{name}: {text}")
+        else:
+            print_line(f"{len(names)} of {len(outcomes)} containers: {text}")
 
 
 def error_fields(error: OnerootError) -> dict[str, Any]:
@@ -133,6 +155,7 @@ def error_fields(error: OnerootError) -> dict[str, Any]:
 
 def print_error(error: OnerootError, *, as_json: bool = False) -> None:
     """Print an error on standard error: what happened, why, what to do."""
+    end_progress()
     if as_json:
         sys.stderr.write(json_text({"error": error_fields(error)}, indent=None) + "\n")
         return
@@ -203,8 +226,10 @@ class Terminal:
             TextColumn("{task.fields[message]}", markup=False),
             console=_console(sys.stderr),
             transient=True,
+            # rich would send results to the console too, which is standard error
+            redirect_stdout=False,
+            redirect_stderr=False,
         )
-        self._started = False
         self._lock = threading.Lock()
 
     def note(self, message: str) -> None:
@@ -218,16 +243,21 @@ class Terminal:
         return _TerminalTask(self._bars, self._bars.add_task(escape(title), total=total, message=""))
 
     def close(self) -> None:
-        """Take the bars off the screen, before the result or an error is printed."""
+        """Take the bars off the screen; those of finished work do not come back."""
+        global _bars
         with self._lock:
-            if self._started:
+            if _bars is self:
+                _bars = None
                 self._bars.stop()
-                self._started = False
+                for task in self._bars.tasks:
+                    if task.finished:
+                        self._bars.remove_task(task.id)
 
     def _start(self) -> None:
-        if not self._started:
+        global _bars
+        if _bars is not self:
             self._bars.start()
-            self._started = True
+            _bars = self
 
 
 class _TerminalTask:

@@ -108,7 +108,12 @@ def start_locked(settings: Settings, name: str) -> Change:
         raise OnerootError(f"There is no container {name}", fix="oneroot ls", container=name)
     found = read_state(settings, name)
     if found.damage:
-        raise CorruptState(f"The container {name} is damaged", why=found.damage, container=name)
+        raise CorruptState(
+            f"The container {name} is damaged",
+            why=found.damage,
+            fix=f"restore {spec.spec_file(settings.paths, name)} from a backup, or oneroot rm {name}",
+            container=name,
+        )
     if found.state is State.STARTING:
         found = _wait_for_start(settings, name)
     if found.state.up:

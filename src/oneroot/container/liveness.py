@@ -89,7 +89,7 @@ def init_pid(lease: Lease) -> int | None:
     # the monitor forks helpers too, for the hook: init is the child in the payload's cgroup
     wanted = f"/lxc.payload.{lease.container}"
     for child in proc.children(lease.monitor):
-        if wanted in proc.cgroup(child):
+        if any(wanted in path for _, path in proc.cgroups(child)):
             return child
     return None
 
@@ -137,8 +137,7 @@ def _unit_problem(root: Path, init: int, unit: str) -> str:
 
 def _systemd_cgroup(init: int) -> Path | None:
     """Return the cgroup directory below which the container's systemd keeps its slices."""
-    for line in proc.cgroup(init).splitlines():
-        _, controllers, path = line.split(":", 2)
+    for controllers, path in proc.cgroups(init):
         if controllers in ("", "name=systemd") and path.endswith("/init.scope"):
             mounted = _hierarchies().get(controllers)
             if mounted is not None:

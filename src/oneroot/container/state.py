@@ -176,8 +176,7 @@ def _identity(path: str) -> tuple[int, int] | None:
 
 
 def _frozen(init: int) -> bool:
-    for line in proc.cgroup(init).splitlines():
-        _, controllers, path = line.split(":", 2)
+    for controllers, path in proc.cgroups(init):
         if controllers not in _FREEZERS:
             continue
         place, file, frozen = _FREEZERS[controllers]

@@ -105,15 +105,23 @@ def pids() -> list[int]:
 
 
 def cgroup(pid: int) -> str:
-    """Return /proc/PID/cgroup, a line a hierarchy; empty when the process is gone.
+    """Return /proc/PID/cgroup as the kernel wrote it, ``\\n`` after each hierarchy; empty when it is gone.
 
     This file takes no lock of the target's and cannot block.
     """
     try:
-        with open(f"/proc/{pid}/cgroup", encoding="utf-8", errors="surrogateescape") as file:
-            return file.read()
+        with open(f"/proc/{pid}/cgroup", "rb") as file:
+            return os.fsdecode(file.read())
     except (FileNotFoundError, ProcessLookupError):
         return ""
+
+
+def cgroups(pid: int) -> list[tuple[str, str]]:
+    """Return a process's group in each hierarchy, as controllers and path; empty when it is gone."""
+    # Not splitlines, nor text mode: the kernel refuses a newline in a group's name and nothing else,
+    # so a container could begin a line of its own with a carriage return or form feed.
+    fields = (line.split(":", 2) for line in cgroup(pid).split("\n") if line)
+    return [(controllers, path) for _, controllers, path in fields]
 
 
 def namespace(pid: int, kind: str) -> int:

@@ -70,6 +70,7 @@ def test_an_update_makes_a_generation(base: Settings, packages: Repository) -> N
     assert fsck.check(store, NAME) == []
     check = store.check(NAME)
     assert check is not None and check.pending == () and check.checked
+    assert not (store.directory(NAME) / "stage").exists()
 
 
 def test_the_manifest_of_an_upgrade_is_what_a_look_at_every_file_gives(
@@ -146,6 +147,29 @@ def test_a_dead_mirror_keeps_the_last_good_answer(base: Settings, packages: Repo
     assert check.error
     assert_no_trace(base)
     assert made(base).packages["tini"] == "99.0-1"
+
+
+def test_one_dead_mirror_of_two_is_no_success(base: Settings, packages: Repository) -> None:
+    packages.add("tini", "99.0-1")
+    packages.publish()
+    use(base, packages.line, f"deb [signed-by={packages.keyring}] http://127.0.0.1:9/debian ./")
+    with pytest.raises(OnerootError, match="could not be checked"):
+        upgrade(base, NAME)
+    assert_no_trace(base)
+
+
+def test_a_kept_package_file_that_was_changed_is_fetched_again(base: Settings, packages: Repository) -> None:
+    packages.add("tini", "99.0-1")
+    packages.publish()
+    check_sources(base, NAME)
+    [kept] = (base.paths.store / "cache/packages").glob("tini*.deb")
+    data = bytearray(kept.read_bytes())
+    kept.unlink()
+    data[-512] ^= 1
+    kept.write_bytes(data)
+    made(base)
+    assert kept.read_bytes() != bytes(data)
+    assert kept.read_bytes() == (packages.place / kept.name).read_bytes()
 
 
 def test_a_package_that_is_gone_from_the_mirror(base: Settings, packages: Repository) -> None:

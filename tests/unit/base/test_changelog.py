@@ -39,6 +39,8 @@ def test_entries_newer_than_the_old_version() -> None:
     assert changelog.cves_since(TEXT, "3.0.17-1~deb12u2") == ()
     assert changelog.cves_since(TEXT, "4") == ()
     assert changelog.cves_since("no changelog", "1") == ()
+    other_branch = TEXT + "\nopenssl (9.0-1) experimental; urgency=low\n\n  * CVE-2000-0001\n"
+    assert "CVE-2000-0001" not in changelog.cves_since(other_branch, "3.0.15-1")
 
 
 def package(place: Path, name: str, version: str, *, source: str = "", text: str | None = None) -> Candidate:
