@@ -42,15 +42,15 @@ test-kill: setup ## Kill every changing command at 100 random moments
 	ONEROOT_TESTS_MUST_RUN=1 $(BIN)/python -m pytest tests/root/kill/test_random_kills.py --random-kills 100
 
 check: .venv/.installed ## Format, lint, types, imports, and the tests that need no root
-	$(BIN)/ruff format --check src tests examples
-	$(BIN)/ruff check src tests examples
+	$(BIN)/ruff format --check src tests examples tools
+	$(BIN)/ruff check src tests examples tools
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -q tests/unit
 
 format: .venv/.installed ## Format the code
-	$(BIN)/ruff format src tests examples
-	$(BIN)/ruff check --fix src tests examples
+	$(BIN)/ruff format src tests examples tools
+	$(BIN)/ruff check --fix src tests examples tools
 
 clean: ## Remove what was built here; containers and bases stay
 	rm -rf .venv build dist src/*.egg-info

@@ -56,12 +56,16 @@ EMPTIED_DIRECTORIES = (
     "tmp",
     "var/tmp",
     "var/backups",
+    "var/cache/apt/archives/partial",
     "var/cache/apt/archives",
+    "var/lib/apt/lists/partial",
     "var/lib/apt/lists",
     "var/log/journal",
 )
 """Whatever is in these is made anew by each container, or is ours to keep outside."""
 
+_KEPT_DIRECTORY = "partial"
+"""apt's package ships it, with an owner of its own."""
 _EMPTIED_FILES = ("var/cache/debconf/passwords.dat",)
 _SNAKEOIL = "ssl-cert-snakeoil.pem"
 _DOCUMENTATION = ("/usr/share/doc/", "/usr/share/man/", "/usr/share/info/")
@@ -111,6 +115,8 @@ def _empty(directory: Path, note: Callable[[Path], None]) -> None:
         return
     before = directory.lstat()
     for entry in list(directory.iterdir()):
+        if entry.name == _KEPT_DIRECTORY and not entry.is_symlink() and entry.is_dir():
+            continue
         for file in [entry, *entry.rglob("*")] if entry.is_dir() and not entry.is_symlink() else [entry]:
             note(file)
         tree.remove_tree(entry)

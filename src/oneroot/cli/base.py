@@ -183,11 +183,14 @@ def _summary(store: Store, name: str, *, strict: bool = False) -> dict[str, Any]
         row |= {"bad": list(spec.bad), "declared": list(spec.packages)}
         row["repositories"] = [_repository(one) for one in spec.repositories]
         row["generations"] = [_generation(one) for one in store.generations(name)]
+        row["current"] = store.current(name)
         check = store.check(name)
         if check:
-            row |= {"checked": check.checked, "check_error": check.error, "pending": len(check.pending)}
-            row["pending_security"] = sum(change.security for change in check.pending)
-        row["current"] = store.current(name)
+            # What was pending when it was asked may be installed by now.
+            installed = store.generation(name, row["current"]).packages if row["current"] else {}
+            pending = [change for change in check.pending if installed.get(change.package) != change.new]
+            row |= {"checked": check.checked, "check_error": check.error, "pending": len(pending)}
+            row["pending_security"] = sum(change.security for change in pending)
     except OnerootError as error:
         if strict:
             raise

@@ -37,6 +37,10 @@ def states_of(context: Context, patterns: Sequence[str]) -> list[ContainerState]
 def finish(context: Context, outcomes: Sequence[Outcome[Any]], said: Callable[[Any], str]) -> int:
     """Print what became of each, and return the exit code."""
     render.print_outcomes(outcomes, said, as_json=context.json)
+    failures = [outcome.error for outcome in outcomes if outcome.error is not None]
+    if failures and context.json:
+        told = f"{len(failures)} of {len(outcomes)} containers failed"
+        render.print_error(failures[0] if len(outcomes) == 1 else SomeFailed(told, failures), as_json=True)
     return exit_code(outcomes)
 
 

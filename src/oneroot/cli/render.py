@@ -300,10 +300,9 @@ class _LinesTask:
         self._lock = threading.Lock()
 
     def done(self, name: str, *, failed: bool = False, message: str = "") -> None:
-        with self._lock:
+        with self._lock:  # while it prints too, so that the counts stand in order
             self._done += 1
-            done = self._done
-        if failed:
-            self._lines.line(f"{self._title}: {name} failed: {message}")
-        if done == self._total or done % max(1, self._total // 10) == 0:
-            self._lines.line(f"{self._title}: {done} of {self._total}")
+            if failed:
+                self._lines.line(f"{self._title}: {name} failed: {message}")
+            if self._done == self._total or self._done % max(1, self._total // 10) == 0:
+                self._lines.line(f"{self._title}: {self._done} of {self._total}")

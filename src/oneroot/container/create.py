@@ -128,14 +128,11 @@ def ensure(
     if missing:
         _check_host(settings, design, missing)
     if dry_run:
-        planned = (
-            describe_all(making.steps(settings, design.mould, _sketch(design, *missing[0])))
-            if missing
-            else []
-        )
-        for _, name in missing:
-            result = CreateResult(status=Made.PLANNED, spec=None, steps=tuple(planned))
-            outcomes[name] = Outcome(name=name, value=result)
+        for index, name in missing:
+            steps = tuple(describe_all(making.steps(settings, design.mould, _sketch(design, index, name))))
+            outcomes[name] = Outcome(
+                name=name, value=CreateResult(status=Made.PLANNED, spec=None, steps=steps)
+            )
     else:
         sweep_stage(settings)
         outcomes |= _make_missing(settings, design, missing, progress)

@@ -105,7 +105,7 @@ def pids() -> list[int]:
 
 
 def cgroup(pid: int) -> str:
-    """Return /proc/PID/cgroup as the kernel wrote it, ``\\n`` after each hierarchy; empty when it is gone.
+    """Return /proc/PID/cgroup as it is, a line a hierarchy; empty when the process is gone.
 
     This file takes no lock of the target's and cannot block.
     """

@@ -10,7 +10,7 @@ from oneroot.errors import OnerootError
 from oneroot.rollout import requests
 from oneroot.rollout.job import VERBS, unfinished
 from oneroot.settings import Settings
-from oneroot.work.journal import Journal, Run, RunStep, StepState
+from oneroot.work.journal import Journal, Run, RunState, RunStep, StepState
 
 _LATEST = 500
 
@@ -101,7 +101,7 @@ def _status(settings: Settings, found: Run, steps: list[RunStep]) -> RolloutStat
         base=found.subject,
         run=found.id,
         verb=found.verb,
-        state=found.state.value,
+        state=_said(found),
         in_progress=found.ended is None and found.alive,
         person=found.person,
         why=found.why,
@@ -122,6 +122,11 @@ def _status(settings: Settings, found: Run, steps: list[RunStep]) -> RolloutStat
     )
 
 
+def _said(run: Run) -> str:
+    """Say how far a run is; the journal of one that was killed still has it running."""
+    return "killed" if run.state is RunState.RUNNING and not run.alive else run.state.value
+
+
 def _record(run: Run) -> RunRecord:
     proven = run.data.get("proven")
     return RunRecord(
@@ -133,7 +138,7 @@ def _record(run: Run) -> RunRecord:
         started=run.started,
         ended=run.ended,
         seconds=_seconds(run),
-        state=run.state.value,
+        state=_said(run),
         in_progress=run.ended is None and run.alive,
         from_generation=_number(run.data.get("from")),
         to_generation=_number(run.data.get("to")),
