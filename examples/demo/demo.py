@@ -161,7 +161,10 @@ def install(app: App) -> None:
         if (source / "requirements.txt").exists():
             download = [sys.executable, "-m", "pip", "download", "--quiet", "--only-binary=:all:"]
             wheels = ["--python-version", "3.11", "--dest", source / "wheels"]
-            subprocess.run([*download, *wheels, "-r", source / "requirements.txt"], check=True)
+            words = [*download, *wheels, "-r", source / "requirements.txt"]
+            done = subprocess.run(words, check=False, capture_output=True, text=True)
+            if done.returncode:
+                raise Failed(f"pip could not fetch the wheels: {done.stderr.strip()}")
         oneroot("cp", str(source), f"{app.pattern}:/srv/app")
         oneroot("cp", str(site), f"{app.pattern}:/etc/apache2/sites-enabled/000-default.conf")
 

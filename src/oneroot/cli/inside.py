@@ -135,7 +135,9 @@ def logs_command(context: Context, names: tuple[str, ...], lines: int, follow: b
 def cp_command(context: Context, source: str, target: str) -> int:
     """Copy files into and out of containers: one of SOURCE and TARGET is NAME:/PATH.
 
-    Into several containers at once, NAME may be a pattern.
+    Into several containers at once, NAME may be a pattern. A link that SOURCE or TARGET names is
+    followed: the file that it leads to is read or written. Below a directory links are copied as
+    links, and replaced. A container that runs and one that is stopped make no difference.
     """
     from pathlib import Path
 

@@ -6,14 +6,15 @@ marker tells that this has been done since the host started.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from oneroot.container import network, spec
 from oneroot.container.spec import ContainerSpec
 from oneroot.errors import OnerootError
+from oneroot.kernel import proc
 from oneroot.settings import Settings
-from oneroot.work import files
+from oneroot.work import files, locks
 
 
 def ensure(settings: Settings) -> dict[str, OnerootError]:
@@ -21,26 +22,24 @@ def ensure(settings: Settings) -> dict[str, OnerootError]:
 
     :returns: the containers whose ports are not theirs to have, and why.
     """
-    if _marker(settings).exists():
+    if _announced(settings):
         return {}
     specs = declared(settings)
     network.write_names(settings, specs)
-    refused = _publish(settings, specs) if any(found.publish for found in specs) else {}
-    files.write_atomic(_marker(settings), b"", durable=False)
+    refused = _publish(settings) if any(found.publish for found in specs) else {}
+    files.write_atomic(_marker(settings), proc.boot_id().encode("ascii"), durable=False)
     return refused
 
 
-def added(settings: Settings, new: Sequence[ContainerSpec]) -> dict[str, OnerootError]:
-    """Announce new containers.
+def these(settings: Settings, specs: Sequence[ContainerSpec]) -> dict[str, OnerootError]:
+    """Announce containers; those that are known already cost next to nothing.
 
     :returns: those whose ports are not theirs to have, and why.
     """
-    if not _marker(settings).exists():
+    if not _announced(settings):
         return ensure(settings)
-    network.write_names(settings, new)
-    if any(found.publish for found in new):
-        return _publish(settings, declared(settings))
-    return {}
+    network.write_names(settings, specs)
+    return _publish(settings) if any(found.publish for found in specs) else {}
 
 
 def removing(settings: Settings, old: Iterable[ContainerSpec | None], names: Iterable[str]) -> None:
@@ -51,7 +50,7 @@ def removing(settings: Settings, old: Iterable[ContainerSpec | None], names: Ite
     gone = set(names)
     network.forget_names(settings, gone)
     if any(found is None or found.publish for found in old):
-        _publish(settings, [found for found in declared(settings) if found.name not in gone])
+        _publish(settings, but=gone)
 
 
 def declared(settings: Settings) -> list[ContainerSpec]:
@@ -65,8 +64,17 @@ def declared(settings: Settings) -> list[ContainerSpec]:
     return found
 
 
-def _publish(settings: Settings, specs: Iterable[ContainerSpec]) -> dict[str, OnerootError]:
-    return network.publish(settings, specs)
+def _publish(settings: Settings, *, but: Collection[str] = ()) -> dict[str, OnerootError]:
+    # Two commands at a time must not each publish what they read before the other changed it.
+    with locks.announcements(settings.paths, verb="publish"):
+        return network.publish(settings, [found for found in declared(settings) if found.name not in but])
+
+
+def _announced(settings: Settings) -> bool:
+    try:
+        return _marker(settings).read_text(encoding="ascii") == proc.boot_id()
+    except OSError:
+        return False
 
 
 def _marker(settings: Settings) -> Path:

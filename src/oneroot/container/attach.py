@@ -43,6 +43,24 @@ class Ran:
     truncated: bool = False
 
 
+def start(
+    settings: Settings, name: str, argv: Sequence[str], *, stdin: bool = False
+) -> subprocess.Popen[bytes]:
+    """Start a program inside a container, with pipes.
+
+    They have no buffers of ours: closing one would wait for whoever inside does not empty it.
+    """
+    return subprocess.Popen(
+        lxc.attach_argv(settings.paths, name, tuple(argv)),
+        bufsize=0,
+        stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(),
+        start_new_session=True,
+    )
+
+
 def execute(
     settings: Settings,
     name: str,
@@ -58,14 +76,7 @@ def execute(
     :raises OnerootError: the container does not run, or the program took too long.
     """
     _require_running(settings, name)
-    with subprocess.Popen(
-        lxc.attach_argv(settings.paths, name, tuple(argv)),
-        stdin=subprocess.PIPE if stdin is not None else subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=environment(),
-        start_new_session=True,
-    ) as child:
+    with start(settings, name, argv, stdin=stdin is not None) as child:
         if stdin is not None:
             _feed_in_background(stdin, child)
         try:
@@ -86,14 +97,7 @@ def execute(
 def stream(settings: Settings, name: str, argv: Sequence[str]) -> int:
     """Run a program with our standard streams passed through pipes; return its exit status."""
     _require_running(settings, name)
-    with subprocess.Popen(
-        lxc.attach_argv(settings.paths, name, tuple(argv)),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=environment(),
-        start_new_session=True,
-    ) as child:
+    with start(settings, name, argv, stdin=True) as child:
         try:
             _feed_in_background(sys.stdin.buffer, child)
             _copy_out(child, lambda data, error: _write(2 if error else 1, data))
@@ -213,8 +217,8 @@ def _feed_in_background(source: IO[bytes], child: subprocess.Popen[bytes]) -> No
         assert child.stdin is not None
         with contextlib.suppress(OSError, ValueError):
             while data := os.read(source.fileno(), 1 << 16):
-                child.stdin.write(data)
-                child.stdin.flush()
+                while data:
+                    data = data[child.stdin.write(data) :]
         with contextlib.suppress(OSError, ValueError):
             child.stdin.close()
 

@@ -1,5 +1,8 @@
 """``cp``: files into containers and out of them.
 
+A link that is named is followed, as cp(1) does: what it leads to is written or read. Below a directory
+that is copied links are copied as links, and what stands in the way of a file or link is replaced.
+
 A running container reads and writes through its own mount, by its own ``tar`` inside. A stopped one
 is locked; files go into its upper and come from the merged view of upper and current generation,
 through `kernel.tree`.
@@ -12,25 +15,31 @@ import dataclasses
 import os
 import re
 import stat
-import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 from oneroot.base import layout
-from oneroot.container import attach, lxc, spec, tarstream
+from oneroot.container import attach, spec, tarstream
 from oneroot.container.merged import Found, Merged
 from oneroot.container.state import State, read_state
 from oneroot.errors import OnerootError, UsageError
 from oneroot.kernel.tree import Tree
-from oneroot.run import environment
 from oneroot.settings import Settings
 from oneroot.work import locks
 
+_FIND_PLACE = """
+place=$1
+if [ -n "$2" ] && [ -d "$place" ]; then place=${place%/}/$2; fi
+if [ -n "$3" ] && [ -h "$place" ]; then place=$(readlink -f -- "$place") || exit 1; fi
+printf %s "$place"
+"""
+"""Arguments: a path; what goes into it if it is a directory; whether to follow a link at the end."""
 _INSIDE = re.compile(r"([^/:]+):(/.*)", re.DOTALL)
 _LOCK_PATIENCE = 10.0
 _QUESTION_SECONDS = 20.0
 _ERROR_BYTES = 4096
+_PATH_BYTES = 16 << 10
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -55,8 +64,8 @@ def parse(text: str) -> Inside | None:
 def copy_in(settings: Settings, source: Path, name: str, target: str) -> int:
     """Copy a file or directory of the host into a container; return how many files that were.
 
-    Where *target* is a directory it goes into it, otherwise it gets that name. It is owned by the
-    container's root.
+    Where *target* is a directory it goes into it, otherwise it gets that name; the directory above
+    must exist. It is owned by the container's root.
 
     :raises OnerootError: says what cannot be read or written.
     """
@@ -65,11 +74,7 @@ def copy_in(settings: Settings, source: Path, name: str, target: str) -> int:
     if read_state(settings, name).state is State.RUNNING:
         return _into_running(settings, source, name, target)
     with _stopped(settings, name) as (merged, shift), _explained(name, target):
-        place = merged.resolve(target)
-        found = merged.find(place)
-        if found is not None and stat.S_ISDIR(found.status.st_mode):
-            place = f"{place}/{_base_name(source)}".lstrip("/")
-        return _into_upper(merged, source, place, shift)
+        return _into_upper(merged, source, _place_for(merged, source, target), shift)
 
 
 def copy_out(settings: Settings, name: str, source: str, target: Path) -> int:
@@ -94,10 +99,8 @@ def copy_out(settings: Settings, name: str, source: str, target: Path) -> int:
 
 
 def _into_running(settings: Settings, source: Path, name: str, target: str) -> int:
-    ran = attach.execute(settings, name, ("test", "-d", target), timeout=_QUESTION_SECONDS)
-    inside, top = target, _base_name(source)
-    if ran.returncode:
-        inside, _, top = target.rstrip("/").rpartition("/")
+    place = _find_place(settings, name, target, source)
+    inside, _, top = place.rstrip("/").rpartition("/")
     count = 0
     failed: list[BaseException] = []
     reading, writing = os.pipe()
@@ -126,17 +129,10 @@ def _into_running(settings: Settings, source: Path, name: str, target: str) -> i
 
 
 def _from_running(settings: Settings, name: str, source: str, target: Tree, top: str) -> int:
-    path = source.rstrip("/") or "/."
+    path = _find_place(settings, name, source).rstrip("/") or "/."
     directory, _, last = path.rpartition("/")
     argv = ("tar", "-c", "-f", "-", "--format=gnu", "-C", directory or "/", "--", last)
-    with subprocess.Popen(
-        lxc.attach_argv(settings.paths, name, argv),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env=environment(),
-        start_new_session=True,
-    ) as child:
+    with attach.start(settings, name, argv) as child:
         assert child.stdout is not None and child.stderr is not None
         said: list[bytes] = []
         errors = child.stderr
@@ -160,6 +156,37 @@ def _from_running(settings: Settings, name: str, source: str, target: Tree, top:
     if child.returncode:
         raise _refused(name, source, said[0] if said else b"")
     return count
+
+
+def _find_place(settings: Settings, name: str, path: str, source: Path | None = None) -> str:
+    """Ask a running container where a path leads; only it knows what its links mean.
+
+    :param source: what goes there, into it if it is a directory.
+    """
+    below = "" if source is None else _base_name(source)
+    words = ("/bin/sh", "-c", _FIND_PLACE, "sh", path.rstrip("/") or "/", below, _follows(source))
+    ran = attach.execute(settings, name, words, timeout=_QUESTION_SECONDS, limit=_PATH_BYTES)
+    place = os.fsdecode(ran.stdout)
+    if ran.returncode or not place.startswith("/") or "\0" in place:
+        raise _refused(name, path, ran.stderr)
+    return place
+
+
+def _place_for(merged: Merged, source: Path, target: str) -> str:
+    """Return where something goes in a stopped container."""
+    found = merged.find(merged.resolve(target))
+    if found is not None and stat.S_ISDIR(found.status.st_mode):
+        target = f"{target}/{_base_name(source)}"
+    place = merged.resolve(target, last=bool(_follows(source)))
+    parent = merged.find(place.rpartition("/")[0])
+    if parent is None or not stat.S_ISDIR(parent.status.st_mode):
+        raise UsageError(f"There is no directory above /{place} in the container", fix="make it first")
+    return place
+
+
+def _follows(source: Path | None) -> str:
+    """Say whether a link where *source* goes is followed; a link replaces a link."""
+    return "" if source is not None and source.is_symlink() else "yes"
 
 
 def _renamed(member: str, last: str, top: str) -> str:
@@ -195,7 +222,7 @@ def _into_upper(merged: Merged, source: Path, place: str, shift: int) -> int:
         return 1
     if not stat.S_ISDIR(status.st_mode):
         return 0
-    merged.make_directories(place, shift)
+    merged.make_directories(place, shift, mode=stat.S_IMODE(status.st_mode) & 0o777)
     return 1 + sum(
         _into_upper(merged, entry, f"{place}/{entry.name}", shift) for entry in sorted(source.iterdir())
     )

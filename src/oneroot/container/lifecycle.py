@@ -10,6 +10,7 @@ import enum
 import time
 from collections.abc import Collection, Sequence
 
+from oneroot.base import layout
 from oneroot.container import lease, lxc, network, spec
 from oneroot.container.lease import Lease
 from oneroot.container.state import ContainerState, State, read_state, read_states
@@ -67,6 +68,7 @@ def restart(
 
     def both(name: str) -> Change:
         with locks.container(settings.paths, name, verb="restart", wait=_LOCK_PATIENCE):
+            _require_startable(settings, name)  # what could not start again had better run on
             was = stop_locked(settings, name, timeout=timeout)
             start_locked(settings, name)
         return Change.RESTARTED if was is Change.STOPPED else Change.STARTED
@@ -107,13 +109,7 @@ def start_locked(settings: Settings, name: str) -> Change:
     if not _declared(settings, name):
         raise OnerootError(f"There is no container {name}", fix="oneroot ls", container=name)
     found = read_state(settings, name)
-    if found.damage:
-        raise CorruptState(
-            f"The container {name} is damaged",
-            why=found.damage,
-            fix=f"restore {spec.spec_file(settings.paths, name)} from a backup, or oneroot rm {name}",
-            container=name,
-        )
+    _require_whole(settings, found)
     if found.state is State.STARTING:
         found = _wait_for_start(settings, name)
     if found.state.up:
@@ -181,6 +177,30 @@ def wait(
 
 def _declared(settings: Settings, name: str) -> bool:
     return spec.spec_file(settings.paths, name).exists()
+
+
+def _require_whole(settings: Settings, found: ContainerState) -> None:
+    if found.damage:
+        raise CorruptState(
+            f"The container {found.name} is damaged",
+            why=found.damage,
+            fix=f"restore {spec.spec_file(settings.paths, found.name)} from a backup,"
+            f" or oneroot rm {found.name}",
+            container=found.name,
+        )
+
+
+def _require_startable(settings: Settings, name: str) -> None:
+    found = read_state(settings, name)
+    _require_whole(settings, found)
+    number = found.current_generation
+    if number is None or not layout.root(settings.paths, found.base, number).is_dir():
+        raise CorruptState(
+            f"The container {name} could not be started again, so it was not stopped",
+            why=f"the current generation of its base {found.base} is gone",
+            fix=f"oneroot base fsck {found.base}, then oneroot base use {found.base} N",
+            container=name,
+        )
 
 
 def _wait_for_start(settings: Settings, name: str) -> ContainerState:

@@ -17,6 +17,7 @@ from pathlib import Path
 from oneroot.kernel.tree import Tree
 
 _MOST_LINKS = 40
+_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG)
 _OPAQUE = ("user.overlay.opaque", "trusted.overlay.opaque")
 
 
@@ -111,12 +112,18 @@ class Merged:
         """Return the names in a directory, whited-out ones included."""
         names: set[str] = set()
         for tree in (self.upper, self.base):
-            with contextlib.suppress(OSError):
+            try:
                 names.update(tree.listdir(directory))
+            except OSError as error:
+                if error.errno not in _NOT_THERE:
+                    raise
         return sorted(names, reverse=True)
 
-    def make_directories(self, path: str, shift: int) -> None:
-        """Make a directory in the upper and those above it, each as the merged view has it."""
+    def make_directories(self, path: str, shift: int, *, mode: int = 0o755) -> None:
+        """Make a directory in the upper and those above it, each as the merged view has it.
+
+        :param mode: of those that the merged view does not have.
+        """
         parts = path.split("/") if path else []
         for depth in range(1, len(parts) + 1):
             prefix = "/".join(parts[:depth])
@@ -126,7 +133,7 @@ class Merged:
                 fresh = self._in(self.upper, prefix, shifted=True) is None
                 if not fresh:
                     raise OSError(errno.ENOTDIR, "it was deleted inside the container", f"/{prefix}")
-                self.upper.makedirs(prefix, uid=shift, gid=shift)
+                self.upper.makedirs(prefix, mode=mode, uid=shift, gid=shift)
             elif not stat.S_ISDIR(found.status.st_mode):
                 raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), f"/{prefix}")
             elif not found.shifted:
@@ -145,7 +152,7 @@ class Merged:
         try:
             return Found(path=path, tree=tree, status=tree.lstat(path), shifted=shifted)
         except OSError as error:
-            if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG):
+            if error.errno in _NOT_THERE:
                 return None
             raise
 

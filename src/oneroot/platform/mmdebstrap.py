@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from pathlib import Path
 
@@ -53,6 +54,18 @@ def bootstrap(area: Area, suite: str, target: Path, *, log: Path, timeout: float
             ) from error
     if code:
         raise _failed(argv, code, log, start)
+    _make_apt_directories(target)
+
+
+def _make_apt_directories(tree: Path) -> None:
+    """Make the directories of apt's package that went into what was bound over theirs."""
+    passwd = (tree / "etc/passwd").read_text(encoding="utf-8", errors="surrogateescape")
+    owner = next((int(line.split(":")[2]) for line in passwd.splitlines() if line.startswith("_apt:")), 0)
+    for name in ("var/lib/apt/lists/partial", "var/cache/apt/archives/partial"):
+        directory = tree / name
+        directory.mkdir(exist_ok=True)
+        os.chown(directory, owner, 0)
+        directory.chmod(0o700)
 
 
 def _failed(argv: tuple[str, ...], code: int, log: Path, start: int) -> CommandFailed | NoSpace:

@@ -2,7 +2,7 @@
 
 A lock is an open-file-description lock on a file in ``RUN/lock``: it ends with its holder,
 however that ends, and threads exclude each other too. The file says who holds it. Order, to
-rule out deadlock: base, then container, then pools; several of a kind by name.
+rule out deadlock: base, container, pools, announcements; several of a kind by name.
 
 The start hook takes a container's lock as well. When we start a container ourselves we hold
 it already, and tell the hook by ``ONEROOT_LOCK_TOKEN`` that it works for us.
@@ -85,6 +85,13 @@ def container(paths: Paths, name: str, *, verb: str, wait: float = 0) -> Iterato
 def pools(paths: Paths, *, verb: str, wait: float = 30) -> Iterator[None]:
     """Hold the ledger of id ranges and addresses, for as long as an allocation takes."""
     with _hold(paths, "pools", "The pool of ids and addresses", verb, wait):
+        yield
+
+
+@contextlib.contextmanager
+def announcements(paths: Paths, *, verb: str, wait: float = 30) -> Iterator[None]:
+    """Hold what the host tells of its containers, from reading the declarations to publishing their ports."""
+    with _hold(paths, "announcements", "The list of published ports", verb, wait):
         yield
 
 

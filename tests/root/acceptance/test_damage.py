@@ -145,6 +145,7 @@ def test_a_deleted_generation(scene: Scene) -> None:
     with away(scene.place / "store/bases/core/generations/1"):
         with unchanged(scene):
             refuse(scene, "start", "ac002", code=1, why="generation 1 of core is gone")
+            refuse(scene, "restart", "ac001", code=1, why="was not stopped")
             refuse(scene, "create", *COMMAND, "new", code=1, why="generation of the base core is not there")
             refuse(scene, *PATCH, code=1, why="core")
             refuse(scene, "base", "upgrade", "core", code=1, why="current generation of the base core is gone")
@@ -189,7 +190,7 @@ def test_an_older_generation_is_deleted(scene_of_two: Scene) -> None:
         scene.run("verify")
 
 
-@pytest.mark.parametrize("target", ["generations/99", "/etc", "", "generations/../../.."])
+@pytest.mark.parametrize("target", ["generations/99", "/etc", ""])
 def test_current_dangles(scene: Scene, target: str) -> None:
     scene.run("start", "ac001")
     link = scene.place / "store/bases/core/current"
@@ -207,8 +208,8 @@ def test_current_dangles(scene: Scene, target: str) -> None:
         clear(scene.run("base", "fsck", "core", ok=(1,)))
     scene.run(*(word.replace("N", "1") for word in fix_of(said)))
     scene.run("start", *CONTAINERS)
-    scene.run(*PATCH)
-    assert running(scene) == dict.fromkeys(CONTAINERS, 2)
+    scene.run(*PATCH, "--no-upgrade")
+    assert running(scene) == dict.fromkeys(CONTAINERS, 1)
 
 
 # Files of ours
@@ -259,6 +260,7 @@ def test_a_patch_beside_a_corrupt_declaration(scene: Scene) -> None:
     file.write_bytes(b"{")
     said = clear(scene.run(*PATCH, ok=(1, 3)))
     assert "ac002" in said.out + said.err
+    assert running(scene) == {"ac001": 2, "ac002": 1, "ac003": 2}
     file.write_bytes(kept)
     scene.run(*PATCH, ok=(0,))
     assert running(scene) == dict.fromkeys(CONTAINERS, 2)

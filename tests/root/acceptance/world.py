@@ -38,7 +38,7 @@ _PASSING = re.compile(
 def picture(scene: Scene) -> dict[str, tuple[object, ...]]:
     """Describe everything of a host that a refused command must not change; runs included."""
     found: dict[str, tuple[object, ...]] = {}
-    for name in ("store", "lxc", "run/lease", "run/names"):
+    for name in ("store", "lxc"):
         _look(scene.place, name, found)
     for state in states(scene).values():
         found[f"state of {state['name']}"] = (state["state"], state["generation"], state["pid"])

@@ -28,6 +28,8 @@ GONE = [
     ),
     *(
         "var/lib/apt/lists/x_InRelease",
+        "var/lib/apt/lists/partial/y",
+        "var/cache/apt/archives/partial/z",
         "var/cache/apt/archives/x.deb",
         "tmp/x",
         "run/lock/y",
