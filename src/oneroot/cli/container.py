@@ -114,7 +114,7 @@ def create_command(
 @pass_context
 def start_command(context: Context, names: tuple[str, ...], dry_run: bool) -> int:
     """Start containers, on the current generation of their base."""
-    from oneroot.container import announce, lifecycle
+    from oneroot.container import lifecycle
     from oneroot.host import doctor
 
     chosen = many.select(context, names)
@@ -122,7 +122,7 @@ def start_command(context: Context, names: tuple[str, ...], dry_run: bool) -> in
         return many.print_dry(context, chosen, "start it", when=lambda state: not state.state.up)
     context.require_root()
     doctor.require(context.settings, len(chosen))
-    many.warn(context, announce.ensure(context.settings))
+    many.warn(context, lifecycle.prepare(context.settings))
     return many.finish(
         context,
         lifecycle.start(context.settings, chosen, progress=context.progress),
@@ -158,7 +158,7 @@ def stop_command(context: Context, names: tuple[str, ...], timeout: float | None
 @pass_context
 def restart_command(context: Context, names: tuple[str, ...], timeout: float | None, dry_run: bool) -> int:
     """Stop and start containers; one that is stopped is started."""
-    from oneroot.container import announce, lifecycle
+    from oneroot.container import lifecycle
     from oneroot.host import doctor
 
     chosen = many.select(context, names)
@@ -166,7 +166,7 @@ def restart_command(context: Context, names: tuple[str, ...], timeout: float | N
         return many.print_dry(context, chosen, "restart it", when=lambda state: True)
     context.require_root()
     doctor.require(context.settings, len(chosen))
-    many.warn(context, announce.ensure(context.settings))
+    many.warn(context, lifecycle.prepare(context.settings))
     outcomes = lifecycle.restart(context.settings, chosen, timeout=timeout, progress=context.progress)
     return many.finish(context, outcomes, lambda change: change.value)
 

@@ -31,7 +31,7 @@ def ensure(settings: Settings) -> dict[str, OnerootError]:
     return refused
 
 
-def these(settings: Settings, specs: Sequence[ContainerSpec]) -> dict[str, OnerootError]:
+def tell(settings: Settings, specs: Sequence[ContainerSpec]) -> dict[str, OnerootError]:
     """Announce containers; those that are known already cost next to nothing.
 
     :returns: those whose ports are not theirs to have, and why.
@@ -73,7 +73,7 @@ def _publish(settings: Settings, *, but: Collection[str] = ()) -> dict[str, Oner
 def _announced(settings: Settings) -> bool:
     try:
         return _marker(settings).read_text(encoding="ascii") == proc.boot_id()
-    except OSError:
+    except (OSError, ValueError):
         return False
 
 

@@ -102,7 +102,7 @@ def _claim(place: Path, what: str, name: str) -> Claim | None:
             addresses=tuple(str(ipaddress.ip_address(text)) for text in declared["addresses"]),
             ours=declared["name"] == name,
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return _from_configuration(place, what, name)
 
 

@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import enum
 import errno
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -42,7 +42,7 @@ from oneroot.errors import (
     UsageError,
 )
 from oneroot.host import doctor
-from oneroot.kernel import copy
+from oneroot.kernel import copy, mount
 from oneroot.kernel.tree import Tree, remove_tree
 from oneroot.names import BaseName, ContainerName, base_name
 from oneroot.settings import Settings
@@ -136,6 +136,8 @@ def ensure(
     else:
         sweep_stage(settings)
         outcomes |= _make_missing(settings, design, missing, progress)
+        # Of all: a command that was killed may have made some and told of none.
+        outcomes |= _announce(settings, outcomes.values())
     return [outcomes[name] for name in names]
 
 
@@ -200,8 +202,7 @@ def current_root(settings: Settings, base: str) -> tuple[int, Path]:
 def _check_privilege(asked: CreateRequest) -> None:
     if not asked.privileged or asked.unsafe:
         return
-    mounted = Path("/proc/mounts").read_text(encoding="utf-8", errors="replace")
-    if any(line.split()[2] == "cgroup" for line in mounted.splitlines()):
+    if any(entry.kind == "cgroup" for entry in mount.table()):
         raise HostError(
             "A privileged container is not made on a host with cgroup v1",
             why="its root could run programs on the host through release_agent",
@@ -374,7 +375,7 @@ class _Maker:
             for one in specs:
                 remove_tree(stage / one.name)
         copy.sync_directory(self._settings.paths.lxc)
-        return outcomes | self._announce([one for one in specs if outcomes[one.name].ok])
+        return outcomes
 
     def _prepare(self, one: ContainerSpec) -> CreateResult:
         self._journal.mark(self._run, one.name, StepState.DOING)
@@ -401,16 +402,18 @@ class _Maker:
         self._journal.mark(self._run, one.name, StepState.DONE)
         return Outcome(name=one.name, value=CreateResult(status=Made.CREATED, spec=one))
 
-    def _announce(self, made: list[ContainerSpec]) -> dict[str, Outcome[CreateResult]]:
-        refused = announce.added(self._settings, made) if made else {}
-        return {
-            one.name: Outcome(
-                name=one.name,
-                value=CreateResult(status=Made.CREATED, spec=one, warning=str(refused[one.name])),
-            )
-            for one in made
-            if one.name in refused
-        }
+
+def _announce(
+    settings: Settings, outcomes: Iterable[Outcome[CreateResult]]
+) -> dict[str, Outcome[CreateResult]]:
+    """Let host and other containers find those that exist; return the outcomes that have a warning now."""
+    there = {one.name: one.value for one in outcomes if one.value is not None}
+    refused = announce.tell(settings, [made.spec for made in there.values() if made.spec is not None])
+    return {
+        name: Outcome(name=name, value=dataclasses.replace(made, warning=str(refused[name])))
+        for name, made in there.items()
+        if name in refused
+    }
 
 
 def _failure(name: str, error: OSError) -> OnerootError:

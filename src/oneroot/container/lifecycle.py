@@ -11,7 +11,7 @@ import time
 from collections.abc import Collection, Sequence
 
 from oneroot.base import layout
-from oneroot.container import lease, lxc, network, spec
+from oneroot.container import announce, lease, lxc, network, spec
 from oneroot.container.lease import Lease
 from oneroot.container.state import ContainerState, State, read_state, read_states
 from oneroot.errors import CorruptState, OnerootError
@@ -76,8 +76,11 @@ def restart(
     return for_each(names, both, workers=settings.workers, title="restart", progress=progress)
 
 
-def prepare(settings: Settings) -> None:
-    """Make ready what every start needs, once for many: the network, and the hook's directories."""
+def prepare(settings: Settings) -> dict[str, OnerootError]:
+    """Make ready what every start needs, once for many: directories, network, names and ports.
+
+    :returns: the containers whose published ports are not theirs to have, and why; told once in a boot.
+    """
     for directory, mode in (
         (settings.paths.run, 0o711),
         (settings.paths.locks, 0o700),
@@ -90,6 +93,7 @@ def prepare(settings: Settings) -> None:
         if directory.stat().st_mode & 0o777 != mode:
             directory.chmod(mode)
     network.ensure(settings)
+    return announce.ensure(settings)
 
 
 def start_one(settings: Settings, name: str, *, verb: str) -> Change:

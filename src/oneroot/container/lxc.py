@@ -7,11 +7,15 @@ our interpreter (8.9 MB instead of 3.2), and its calls hold the interpreter's lo
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
+import os
 import re
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from oneroot.container import lease
 from oneroot.errors import Busy, CommandFailed, OnerootError
@@ -22,12 +26,14 @@ from oneroot.work import locks
 _SPAWN_PATIENCE = 20.0
 """Seconds that LXC may need beyond the container's own."""
 
+_LOG_BYTES = 1 << 20
+
 _PATH_OF_START = "/usr/sbin:/sbin"
 
 _CLEAN_ENVIRONMENT = {
     "TERM": "xterm",
     "LANG": "C.UTF-8",
-    "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+    "PATH": SAFE_PATH,
     "HOME": "/root",
 }
 
@@ -57,26 +63,43 @@ def _start_again_with_log(
 ) -> None:
     """LXC tells the cause of some failures at level INFO only, which costs too much for every start."""
     _let_monitor_end(paths, name, timeout)
-    log = paths.run / "hook" / f"{name}.log"
-    log.parent.mkdir(mode=0o700, exist_ok=True)
-    log.unlink(missing_ok=True)
-    try:
-        run(
-            [*argv, "-l", "INFO", "-o", str(log)],
-            timeout=timeout + _SPAWN_PATIENCE,
-            env=token,
-            container=name,
-        )
-    except CommandFailed as error:
-        if refused := _refusal(paths.run / "hook" / f"{name}.error", name):
-            raise refused from error
-        _let_monitor_end(paths, name, timeout)
-        raise OnerootError(
-            f"The container {name} was not started",
-            why=_cause(_read(log)) or error.why,
-            fix=f"read {log}, and {paths.container(name) / 'console.log'}",
-            container=name,
-        ) from error
+    with _log_of_one_start() as log:
+        try:
+            run(
+                [*argv, "-l", "INFO", "-o", f"/proc/{os.getpid()}/fd/{log.fileno()}"],
+                timeout=timeout + _SPAWN_PATIENCE,
+                env=token,
+                container=name,
+            )
+        except CommandFailed as error:
+            if refused := _refusal(paths.run / "hook" / f"{name}.error", name):
+                raise refused from error
+            _let_monitor_end(paths, name, timeout)
+            kept = paths.run / "hook" / f"{name}.log"
+            log.seek(0)
+            kept.write_bytes(log.read(_LOG_BYTES))
+            raise OnerootError(
+                f"The container {name} was not started",
+                why=_cause(_read(kept)) or error.why,
+                fix=f"read {kept}, and {paths.container(name) / 'console.log'}",
+                container=name,
+            ) from error
+
+
+@contextlib.contextmanager
+def _log_of_one_start() -> Iterator[IO[bytes]]:
+    """Yield a file in memory that takes nothing more afterwards.
+
+    A monitor writes on into its log as long as it lives, at each reboot: one on a disk would grow
+    without bound when the second start succeeds.
+    """
+    descriptor = os.memfd_create("lxc-start.log", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    with open(descriptor, "r+b", buffering=0) as log:
+        try:
+            yield log
+        finally:
+            log.truncate(0)
+            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_GROW)
 
 
 def _let_monitor_end(paths: Paths, name: str, timeout: float) -> None:

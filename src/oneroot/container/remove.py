@@ -130,7 +130,7 @@ def undelete(
         failed = any(not outcome.ok for outcome in outcomes)
         journal.end(run.id, RunState.FAILED if failed else RunState.DONE)
     back = [outcome.name for outcome in outcomes if outcome.ok]
-    announce.added(settings, [one for one in announce.declared(settings) if one.name in back])
+    announce.tell(settings, [one for one in announce.declared(settings) if one.name in back])
     return outcomes
 
 
@@ -186,7 +186,7 @@ def _show_again(settings: Settings, hidden: Sequence[str]) -> None:
     staying = [_declaration(settings, name) for name in hidden]
     known = [found for found in staying if found is not None]
     if known:
-        announce.added(settings, known)
+        announce.tell(settings, known)
 
 
 def _remove_one(

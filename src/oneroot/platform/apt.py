@@ -14,8 +14,10 @@ import os
 import pwd
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 from oneroot import run
 from oneroot.errors import CommandFailed, NoSpace, OnerootError, UsageError
@@ -146,9 +148,10 @@ def prepare(area: Area) -> None:
     _write(area.directory / "sources.list", sources.lines(area.repositories, keyring=_copy_keyring(area)))
     _write(area.directory / "inside.list", sources.lines(area.repositories, keyring=None))
     _copy_state(area)
-    for name, place in (("direct", area.directory), ("network", area.mount_point)):
-        outside = _OUTSIDE.format(place=place, user=user) + _network()
-        _write(area.directory / f"{name}.conf", _configuration(area, str(place), "sources.list") + outside)
+    outside = _OUTSIDE.format(place=area.mount_point, user=user) + _network()
+    _write(
+        area.directory / "outside.conf", _configuration(area, str(area.mount_point), "sources.list") + outside
+    )
     _write(area.directory / "inside.conf", _configuration(area, INSIDE, "inside.list") + _IN_TREE)
 
 
@@ -229,16 +232,18 @@ def download(area: Area, words: Sequence[str], *, log: Path, timeout: float) -> 
 
 
 def _with_network(area: Area, words: Sequence[str], log: Path, timeout: float, what: str) -> None:
-    argv = ("apt-get", "-q", *words)
-    environment = run.environment({"APT_CONFIG": str(area.mount_point / "network.conf"), "LC_ALL": "C.UTF-8"})
-    job = sandbox.Sandbox(
-        argv=argv,
+    _run_logged(_outside(area, words, network=True), log, timeout, what)
+
+
+def _outside(area: Area, words: Sequence[str], *, network: bool) -> sandbox.Sandbox:
+    """Return how apt runs on the host. Always at the same place: its cache names the lists by path."""
+    return sandbox.Sandbox(
+        argv=("apt-get", "-q", *words),
         mounts=(sandbox.Bind(str(area.directory), str(area.mount_point)),),
-        network=True,
+        network=network,
         confined=False,
-        environment=environment,
+        environment=run.environment({"APT_CONFIG": str(area.mount_point / "outside.conf")}),
     )
-    _run_logged(job, log, timeout, what)
 
 
 def simulate(area: Area, words: Sequence[str]) -> Plan:
@@ -246,7 +251,7 @@ def simulate(area: Area, words: Sequence[str]) -> Plan:
 
     :raises OnerootError: it cannot be done; says why.
     """
-    said = _direct(area, ("--simulate", *words), "The package manager finds no way to do that")
+    said = _asked(area, ("--simulate", *words), "The package manager finds no way to do that")
     return parse_plan(said, area.architectures[0])
 
 
@@ -288,7 +293,7 @@ def _from_security(origins: str) -> bool:
 
 def archives(area: Area, words: Sequence[str]) -> list[Archive]:
     """Return the package files that a sub-command needs and the area does not have."""
-    said = _direct(
+    said = _asked(
         area,
         ("--print-uris", "-oAcquire::ForceHash=SHA256", *words),
         "The package manager finds no way to do that",
@@ -298,13 +303,20 @@ def archives(area: Area, words: Sequence[str]) -> list[Archive]:
     ]
 
 
-def _direct(area: Area, words: Sequence[str], what: str) -> str:
-    argv = ("apt-get", "-q", *words)
-    environment = {"APT_CONFIG": str(area.directory / "direct.conf"), "LC_ALL": "C.UTF-8"}
-    done = run.run(argv, env=environment, timeout=300, check=False)
-    if done.returncode:
-        raise explain(done.stdout + done.stderr, what, argv, done.returncode, None)
-    return done.stdout
+def _asked(area: Area, words: Sequence[str], what: str) -> str:
+    """Return what apt answers to a question that needs no network."""
+    job = _outside(area, words, network=False)
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
+        code = sandbox.run(job, log=errors, stdout=out, timeout=300)
+        said, complaints = (_content(file) for file in (out, errors))
+    if code:
+        raise explain(said + complaints, what, job.argv, code, None)
+    return said
+
+
+def _content(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode("utf-8", "backslashreplace")
 
 
 def run_in_tree(
