@@ -43,7 +43,8 @@ class App:
 
     name: str
     replicas: int
-    setup: str = "true"
+    setup: str = ""
+    """Run by the shell in each container, once."""
 
     @property
     def pattern(self) -> str:
@@ -132,23 +133,22 @@ def pending() -> list[dict[str, Any]]:
 
 
 def make_containers() -> None:
-    existing = {container["name"] for container in read("ls")}
     for app in APPS:
         oneroot(
             *("create", "--base", BASE, "--replicas", str(app.replicas)),
             *("--command", COMMAND, "--health", "http:80/", "--memory", "256M", app.name),
         )
-    fresh = {container["name"] for container in read("ls")} - existing
-    for app in APPS:
+    stopped = [container["name"] for container in read("ls") if container["state"] == "STOPPED"]
+    fresh = [app for app in APPS if any(name.startswith(app.name) for name in stopped)]
+    for app in fresh:
         # A container whose application is missing would not pass its health check: it is put
         # into the stopped container's own layer first.
-        if any(name.startswith(app.name) for name in fresh):
-            install(app)
+        install(app)
     oneroot("start", *(app.pattern for app in APPS))
-    for app in APPS:
-        if app.setup != "true" and any(name.startswith(app.name) for name in fresh):
+    for app in fresh:
+        if app.setup:
             oneroot("exec", app.pattern, "--", "sh", "-c", app.setup)
-    oneroot("ls", APPS[0].pattern.replace("*", "00*"))
+    oneroot("ls", f"{APPS[0].name}00*")
 
 
 def install(app: App) -> None:

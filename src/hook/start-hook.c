@@ -8,12 +8,11 @@
  * current generation (with the container's ids, read-only) at RUN/lower and LXC/NAME/overlay at
  * RUN/overlay; and writes the lease RUN/lease/NAME, last. A refusal is exit status 1, no lease, and
  * the reason on standard error and in RUN/hook/NAME.error: a code, what and why, what to do, a line each.
- *
- * Build: gcc -O2 -static -Wall -Wextra -Werror -o start-hook start-hook.c
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <ftw.h>
 #include <limits.h>
 #include <sched.h>
 #include <signal.h>
@@ -41,8 +40,7 @@ static struct {
 
 static int run_fd = -1; /* RUN, once it is open */
 
-/* Write RUN/DIRECTORY/NAME, whole or not at all. A temporary file that a kill left is harmless: the
- * next writer, who holds the container's lock, truncates it. */
+/* Whole or not at all. A temporary file that a kill left is truncated by the next writer, who holds the lock. */
 static bool write_file(const char *directory, const char *name, const char *text)
 {
 	char temporary[NAME_MAX + 2];
@@ -298,29 +296,39 @@ static void take_container_lock(void)
 		fail("cannot write into the lock of %s", arg.name);
 }
 
-/* Does a process of an earlier run still live? Its cgroup is lxc.payload.NAME, or has -1 … behind it
- * where an empty one was left; that may be another container's too, and the id range tells them apart. */
-static bool payload_alive(void)
+/* Is a process with ids of this container in a directory of the cgroup tree? */
+static int find_process(const char *directory, const struct stat *, int, struct FTW *)
 {
-	static const char *const mounts[] = { "", "unified/", "pids/", "systemd/", "freezer/" };
-	const size_t suffixes = arg.count ? 4 : 1;
-	char path[256], procs[4096], map[256], suffix[8] = "";
+	char path[PATH_MAX], procs[4096], map[256];
+	const char *rest = procs;
 	unsigned long pid, first;
 
-	for (size_t place = 0; place < sizeof(mounts) / sizeof(mounts[0]) * suffixes; place++) {
-		snprintf(suffix, sizeof(suffix), place % suffixes ? "-%zu" : "", place % suffixes);
-		snprintf(path, sizeof(path), "/sys/fs/cgroup/%slxc.payload.%s%s/cgroup.procs", mounts[place / suffixes],
-			 arg.name, suffix);
-		const char *rest = procs;
-		if (read_file_at(AT_FDCWD, path, procs, sizeof(procs)) <= 0)
-			continue;
-		for (; parse_number(rest, &rest, INT_MAX, &pid) && *rest == '\n'; rest++) {
-			snprintf(path, sizeof(path), "/proc/%lu/uid_map", pid);
-			if (read_file_at(AT_FDCWD, path, map, sizeof(map)) > 0 && sscanf(map, "%*u %lu", &first) == 1 &&
-			    first == arg.first)
+	if (snprintf(path, sizeof(path), "%s/cgroup.procs", directory) >= (int)sizeof(path) ||
+	    read_file_at(AT_FDCWD, path, procs, sizeof(procs)) <= 0)
+		return 0;
+	for (; parse_number(rest, &rest, INT_MAX, &pid) && *rest == '\n'; rest++) {
+		snprintf(path, sizeof(path), "/proc/%lu/uid_map", pid);
+		if (read_file_at(AT_FDCWD, path, map, sizeof(map)) > 0 && sscanf(map, "%*u %lu", &first) == 1 &&
+		    first >= arg.first && first - arg.first < (arg.count ? arg.count : 1))
+			return 1;
+	}
+	return 0;
+}
+
+/* Does a process of an earlier run still live? Its cgroup is lxc.payload.NAME or, where systemd runs, one
+ * below; -1 … stands behind the name where an empty one was left. Without ids that may be another container's. */
+static bool payload_alive(void)
+{
+	static const char *const mounts[] = { "", "unified/", "pids/", "systemd/", "freezer/", NULL };
+	static const char *const suffixes[] = { "", "-1", "-2", "-3" };
+	char path[256];
+
+	for (const char *const *mount = mounts; *mount; mount++)
+		for (int suffix = 0; suffix < (arg.count ? 4 : 1); suffix++) {
+			snprintf(path, sizeof(path), "/sys/fs/cgroup/%slxc.payload.%s%s", *mount, arg.name, suffixes[suffix]);
+			if (nftw(path, find_process, 16, FTW_PHYS) > 0)
 				return true;
 		}
-	}
 	return false;
 }
 

@@ -184,7 +184,7 @@ def _copy_state(area: Area) -> None:
         if source is not None and name != "status":
             source = source.parents[1] / "apt" / name
         if source is not None and source.is_file():
-            shutil.copyfile(source, target)
+            shutil.copy2(source, target)  # with its time, so that apt's cache stays valid
         else:
             _write(target, "")
 
