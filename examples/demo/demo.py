@@ -54,7 +54,8 @@ class App:
 APPS = (
     App("php", 34),
     App("python", 33, "pip install --quiet --root-user-action=ignore --disable-pip-version-check --no-index"
-        " --find-links /srv/app/wheels --target /srv/app/lib --requirement /srv/app/requirements.txt"),
+        " --find-links /srv/app/wheels --target /srv/app/lib --requirement /srv/app/requirements.txt"
+        " && touch /srv/app/app.wsgi"),
     App("ruby", 33),
 )  # fmt: skip
 TOTAL = sum(app.replicas for app in APPS)

@@ -253,8 +253,7 @@ static int open_lock(const char *kind, const char *name)
 	return fd;
 }
 
-/* Returns where the value of a member begins in a JSON object that oneroot wrote, behind the quote
- * if it is a string; the empty string if there is none. */
+/* Where the value of a member of JSON that oneroot wrote begins, behind a string's quote; "" without one. */
 static const char *json_value(const char *json, const char *key)
 {
 	char pattern[64];
@@ -264,11 +263,7 @@ static const char *json_value(const char *json, const char *key)
 	return found ? found + strlen(pattern) + (found[strlen(pattern)] == '"') : "";
 }
 
-static void utc_now(char text[static 32])
-{
-	time_t now = time(NULL);
-	strftime(text, 32, "%Y-%m-%dT%H:%M:%S+00:00", gmtime(&now));
-}
+#define utc_now(text) strftime(text, sizeof(text), "%Y-%m-%dT%H:%M:%S+00:00", gmtime(&(time_t){ time(NULL) }))
 
 /* Returns with the lock held, by us until we exit, or by the one who started us. */
 static void take_container_lock(void)
@@ -376,7 +371,6 @@ static int open_generation(unsigned long *number)
 	int root = openat(base, path, OPEN_DIRECTORY);
 	if (root < 0)
 		refuse("refused", "oneroot base fsck", "generation %lu of %s has no root: %m", *number, arg.base);
-	close(base);
 	return root;
 }
 
@@ -460,8 +454,6 @@ static void show(int tree, const char *directory, uint64_t flags, int user_names
 		fail("cannot set up the mount for %s (has its filesystem idmapped mounts?)", target);
 	if (move_mount(mount, "", AT_FDCWD, target, MOVE_MOUNT_F_EMPTY_PATH) < 0)
 		fail("cannot mount on %s", target);
-	close(mount);
-	close(tree);
 }
 
 static void write_lease(unsigned long generation, const char *boot, unsigned long monitor, unsigned long start)

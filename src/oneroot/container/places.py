@@ -7,9 +7,10 @@ directory in the LXC path, which the ``lxc-*`` programs pass over.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from oneroot.settings import Paths
@@ -51,9 +52,19 @@ def doomed(trash_directory: Path) -> Path:
     return trash_directory / ".deleted"
 
 
-def trash_name(name: str) -> str:
-    """Return the name that a container removed now gets in the trash."""
-    return f"{name}-{datetime.now(UTC).strftime(_STAMP)}"
+def trash_name(directory: Path, name: str) -> str:
+    """Return the name that a container removed now gets in the trash.
+
+    It sorts behind what lies there of the same name, also after the clock was set back.
+    """
+    now = datetime.now(UTC)
+    with contextlib.suppress(OSError), os.scandir(directory) as entries:
+        for entry in entries:
+            if entry.name.startswith(f"{name}-"):
+                with contextlib.suppress(ValueError):
+                    earlier = datetime.strptime(entry.name[len(name) + 1 :], _STAMP).replace(tzinfo=UTC)
+                    now = max(now, earlier + timedelta(microseconds=1))
+    return f"{name}-{now.strftime(_STAMP)}"
 
 
 def trashed(paths: Paths) -> list[Trashed]:

@@ -206,7 +206,8 @@ def _remove_one(
                         container=name,
                     )
                 lifecycle.stop_locked(settings, name)
-            target = places.make(_destination(settings, purge=purge)) / places.trash_name(name)
+            destination = places.make(_destination(settings, purge=purge))
+            target = destination / places.trash_name(destination, name)
             apply_all(_steps(settings, name, target))
         if purge:
             _delete(target)

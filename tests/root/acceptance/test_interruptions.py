@@ -105,11 +105,11 @@ def test_in_the_middle_of_a_rollout(scene_of_two: Scene, numbers: tuple[int, ...
     assert running(scene) == dict.fromkeys(CONTAINERS, 2)
 
 
-@pytest.mark.parametrize("label", ["before: fetch", "before: install", "before: fold"])
+@pytest.mark.parametrize("label", ["before: install", "before: fold"])
 def test_in_the_middle_of_an_upgrade(scene: Scene, label: str) -> None:
     scene.run("start", "ac*")
     before = states(scene)
-    number = {"before: fetch": signal.SIGHUP, "before: install": signal.SIGINT}.get(label, signal.SIGTERM)
+    number = signal.SIGINT if label == "before: install" else signal.SIGHUP
     interrupt(scene, label, (number,), *PATCH)
     assert states(scene) == before
     assert generations(scene) == [1] and base(scene)["current"] == 1
@@ -133,15 +133,15 @@ def test_in_the_middle_of_a_rollback(scene_of_two: Scene) -> None:
 def test_in_the_middle_of_a_creation(empty_scene: Scene, with_base: Scene) -> None:
     scene = empty_scene
     scene.copy_from(with_base)
-    begun = Begun(scene, "create", *COMMAND, "--replicas", "60", "ac")
+    begun = Begun(scene, "create", *COMMAND, "--replicas", "40", "ac")
     begun.wait_for("ac003: write its declaration")
     begun.signal(signal.SIGTERM)
     assert begun.end()[0] == 130
     scene.assert_whole()
     scene.assert_no_orphans()
-    assert len(states(scene)) < 60
-    scene.run("create", *COMMAND, "--replicas", "60", "ac")
-    assert len({state["addresses"][0] for state in states(scene).values()}) == 60
+    assert len(states(scene)) < 40
+    scene.run("create", *COMMAND, "--replicas", "40", "ac")
+    assert len({state["addresses"][0] for state in states(scene).values()}) == 40
 
 
 # The clock
