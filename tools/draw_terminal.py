@@ -2,9 +2,9 @@
 
     draw_terminal.py [RECORDING PICTURE]
 
-The recording is the untouched output of real commands, each behind a line ``# COMMAND``. Record one with
-``make demo 2>&1 | tee demo.txt`` and keep the part that is to be seen. Colours are added here by rules; no
-text is.
+The recording is the output of real commands, each behind a line ``# COMMAND``; of progress that counts up,
+the last line is kept. Record one with ``make demo 2>&1 | tee demo.txt`` and keep the part that is to be
+seen. Colours are added here by rules; no text is.
 """
 
 from __future__ import annotations

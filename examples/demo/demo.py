@@ -201,7 +201,7 @@ def ask(container: dict[str, Any]) -> dict[str, str]:
     said: dict[str, str] = json.loads(body) if answer.status == 200 else {}
     if said.get("name") != container["name"]:
         raise Failed(f"{container['name']} answered {answer.status}: {body[:200]!r}")
-    return {**said, "openssl": said["openssl"].replace("OpenSSL/", "OpenSSL ")}
+    return {**said, "openssl": " ".join(said["openssl"].replace("/", " ").split()[:2])}
 
 
 def summary(before: Counter[Any], after: Counter[Any], patch: float, total: float) -> None:
