@@ -358,8 +358,8 @@ static int open_generation(unsigned long *number)
 
 	path_of(path, "%s/bases/%s", arg.store, arg.base);
 	int base = open(path, OPEN_DIRECTORY);
-	ssize_t length = readlinkat(base, "current", target, sizeof(target) - 1);
-	if (base < 0 || length < 0)
+	ssize_t length = base < 0 ? -1 : readlinkat(base, "current", target, sizeof(target) - 1);
+	if (length < 0)
 		refuse("refused", "oneroot base ls", "the base %s has no current generation: %m", arg.base);
 	target[length] = '\0';
 	if (strncmp(target, "generations/", 12) != 0 || !parse_number(target + 12, &rest, INT_MAX, number) || *rest)

@@ -116,6 +116,12 @@ class Scene:
     network: str = "ipv4: 10.78.240.0/20, gateway: 169.254.240.1"
     more: str = ""
     """Further lines of the settings file."""
+    run_directory: Path | None = None
+    """Where /run would be; below *place* unless given."""
+
+    @property
+    def _run_directory(self) -> Path:
+        return self.run_directory or self.place / "run"
 
     @property
     def environment(self) -> dict[str, str]:
@@ -132,7 +138,7 @@ class Scene:
 
     def write_settings(self, *, network: str = "", more: str = "") -> None:
         (self.place / "settings.yaml").write_text(
-            f"paths: {{store: {self.place}/store, run: {self.place}/run, lxc: {self.place}/lxc}}\n"
+            f"paths: {{store: {self.place}/store, run: {self._run_directory}, lxc: {self.place}/lxc}}\n"
             f"network: {{{network or self.network}}}\ntimeouts: {{stop: 5}}\n{more or self.more}\n"
         )
 
@@ -157,13 +163,14 @@ class Scene:
                 subprocess.run([b"cp", b"-a", path, temporary], check=True)
                 os.rename(temporary, path)
         for config in (self.place / "lxc").glob("*/config"):
-            config.write_text(config.read_text().replace(str(template.place), str(self.place)))
+            text = config.read_text().replace(str(template._run_directory), str(self._run_directory))
+            config.write_text(text.replace(str(template.place), str(self.place)))
 
     def clear(self) -> None:
         self.kill_containers()
-        for name in ("store", "run", "lxc"):
-            if (self.place / name).exists():
-                remove_tree(self.place / name)
+        for directory in (self.place / "store", self._run_directory, self.place / "lxc"):
+            if directory.exists():
+                remove_tree(directory)
         (self.place / "lxc").mkdir()
 
     def leave(self) -> None:
@@ -216,7 +223,7 @@ class Scene:
     def assert_no_orphans(self) -> None:
         """Links, leases and id ranges belong to containers that exist."""
         existing = {entry.name for entry in (self.place / "lxc").iterdir() if not entry.name.startswith(".")}
-        leases = self.place / "run/lease"
+        leases = self._run_directory / "lease"
         if leases.exists():
             names = {entry.name for entry in leases.iterdir() if not entry.name.startswith(".")}
             assert names <= existing, f"leases without a container: {names - existing}"

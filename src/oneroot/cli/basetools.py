@@ -9,7 +9,7 @@ import click
 
 from oneroot.cli import render
 from oneroot.cli.context import Context
-from oneroot.errors import ExitCode, OnerootError, SomeFailed, UsageError
+from oneroot.errors import ExitCode, Interrupted, OnerootError, SomeFailed, UsageError
 
 if TYPE_CHECKING:
     from oneroot.base.store import Store
@@ -57,6 +57,8 @@ def each(
     for name in chosen:
         try:
             said.append({"base": name, "result": work(store_of(context), name)})
+        except Interrupted:
+            raise
         except OnerootError as error:
             failures.append(error)
     if context.json:

@@ -115,13 +115,12 @@ def create_command(
 def start_command(context: Context, names: tuple[str, ...], dry_run: bool) -> int:
     """Start containers, on the current generation of their base."""
     from oneroot.container import lifecycle
-    from oneroot.host import doctor
 
     chosen = many.select(context, names)
     if dry_run:
         return many.print_dry(context, chosen, "start it", when=lambda state: not state.state.up)
     context.require_root()
-    doctor.require(context.settings, len(chosen))
+    lifecycle.require(context.settings, chosen)
     many.warn(context, lifecycle.prepare(context.settings))
     return many.finish(
         context,
@@ -159,13 +158,12 @@ def stop_command(context: Context, names: tuple[str, ...], timeout: float | None
 def restart_command(context: Context, names: tuple[str, ...], timeout: float | None, dry_run: bool) -> int:
     """Stop and start containers; one that is stopped is started."""
     from oneroot.container import lifecycle
-    from oneroot.host import doctor
 
     chosen = many.select(context, names)
     if dry_run:
         return many.print_dry(context, chosen, "restart it", when=lambda state: True)
     context.require_root()
-    doctor.require(context.settings, len(chosen))
+    lifecycle.require(context.settings, chosen)
     many.warn(context, lifecycle.prepare(context.settings))
     outcomes = lifecycle.restart(context.settings, chosen, timeout=timeout, progress=context.progress)
     return many.finish(context, outcomes, lambda change: change.value)

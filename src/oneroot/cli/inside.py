@@ -13,6 +13,9 @@ from oneroot.cli.context import Context, pass_context
 from oneroot.errors import ExitCode
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from oneroot.container import attach
     from oneroot.work.parallel import Outcome
 
 
@@ -54,10 +57,9 @@ def _exec_many(context: Context, names: list[str], argv: tuple[str, ...], timeou
         return attach.execute(context.settings, name, argv, timeout=timeout, limit=1 << 20)
 
     outcomes = for_each(names, one, workers=context.settings.workers, title="exec", progress=context.progress)
-    failed = any(outcome.value is None or outcome.value.returncode for outcome in outcomes)
     if context.json:
         render.print_json([_ran(outcome) for outcome in outcomes])
-        return ExitCode.FAILED if failed else ExitCode.DONE
+        return _exec_code(outcomes)
     for outcome in outcomes:
         if outcome.error:
             render.print_error(outcome.error)
@@ -67,7 +69,15 @@ def _exec_many(context: Context, names: list[str], argv: tuple[str, ...], timeou
                 render.print_line(f"{outcome.name}: {line}")
             if outcome.value.returncode:
                 render.print_line(f"{outcome.name}: exit status {outcome.value.returncode}")
-    return ExitCode.FAILED if failed else ExitCode.DONE
+    return _exec_code(outcomes)
+
+
+def _exec_code(outcomes: Sequence[Outcome[attach.Ran]]) -> int:
+    """Return the program's own code if it ran in one container."""
+    if len(outcomes) == 1 and outcomes[0].value is not None:
+        return outcomes[0].value.returncode
+    failed = any(outcome.value is not None and outcome.value.returncode for outcome in outcomes)
+    return ExitCode.FAILED if failed else many.exit_code(outcomes)
 
 
 def _ran(outcome: Outcome[Any]) -> dict[str, Any]:

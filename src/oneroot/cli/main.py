@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import itertools
 import logging
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -162,17 +164,18 @@ def _guarded(front: list[str], rest: list[str]) -> int:
         return _usage(error, as_json)
     except OnerootError as error:
         if debug:
-            raise
+            traceback.print_exc()
         render.print_error(error, as_json=as_json)
         return error.exit_code
     except KeyboardInterrupt:
         return ExitCode.INTERRUPTED
     except BrokenPipeError:
-        # The reader of our output is gone; Python would complain again at exit.
+        # The reader of our output is gone; Python would complain again at exit. The code that the
+        # command would have ended with is not known, and must not look like a proof.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return ExitCode.DONE
+        return ExitCode.FAILED
     except PermissionError as error:
-        if debug or os.geteuid() == 0:
+        if os.geteuid() == 0:
             return _unexpected(error, debug, as_json)
         refused = HostError("oneroot needs to be root for this", why=str(error), fix="run it with sudo")
         render.print_error(refused, as_json=as_json)
@@ -195,8 +198,8 @@ def _unexpected(error: Exception, debug: bool, as_json: bool) -> int:
     from oneroot.errors import NoSpace
 
     if debug:
-        raise error
-    if isinstance(error, OSError) and error.errno in (28, 122):
+        traceback.print_exception(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         shown: OnerootError = NoSpace(
             "A filesystem is full", why=str(error), fix="free space, then run the same command again"
         )

@@ -264,12 +264,13 @@ def _shown(value: object) -> str:
 
 
 def _check_host(settings: Settings, design: _Design, missing: Sequence[tuple[int, ContainerName]]) -> None:
-    existing = spec.names(settings.paths)
-    doctor.require(settings, len(existing) + len(missing))
+    existing = announce.declared(settings)
+    units = sum(bool(one.units) for one in existing) + (len(missing) if design.units else 0)
+    doctor.require(settings, len(existing) + len(missing), units=units)
     lxcconfig.render(settings, _sketch(design, *missing[-1]))
     if design.request.publish:
         wishes = [_sketch(design, index, name) for index, name in missing]
-        network.check_publish(settings, [*announce.declared(settings), *wishes])
+        network.check_publish(settings, [*existing, *wishes])
 
 
 def _sketch(design: _Design, index: int, name: ContainerName) -> ContainerSpec:

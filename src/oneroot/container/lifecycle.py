@@ -15,6 +15,7 @@ from oneroot.container import announce, lease, lxc, network, spec
 from oneroot.container.lease import Lease
 from oneroot.container.state import ContainerState, State, read_state, read_states
 from oneroot.errors import CorruptState, OnerootError
+from oneroot.host import doctor
 from oneroot.settings import Settings
 from oneroot.work import killpoint, locks
 from oneroot.work.parallel import Outcome, for_each
@@ -74,6 +75,16 @@ def restart(
         return Change.RESTARTED if was is Change.STOPPED else Change.STARTED
 
     return for_each(names, both, workers=settings.workers, title="restart", progress=progress)
+
+
+def require(settings: Settings, names: Collection[str]) -> None:
+    """Refuse before anything breaks half-way: this host must hold these beside those that run.
+
+    :raises HostError: it cannot; says what it lacks.
+    """
+    there = {*names, *lease.read_all(settings.paths)}
+    units = sum(bool(one.units) for one in announce.declared(settings) if one.name in there)
+    doctor.require(settings, len(there), units=units)
 
 
 def prepare(settings: Settings) -> dict[str, OnerootError]:

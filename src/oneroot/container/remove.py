@@ -25,7 +25,7 @@ from oneroot.names import select
 from oneroot.settings import Settings
 from oneroot.work import killpoint, locks
 from oneroot.work.journal import Journal, Run, RunState, RunStep, StepState
-from oneroot.work.parallel import Outcome, for_each
+from oneroot.work.parallel import Outcome, for_each, raise_failures
 from oneroot.work.progress import SILENT, Progress
 from oneroot.work.steps import Step, apply_all, describe_all
 
@@ -90,7 +90,12 @@ def remove(
         failed = any(not outcome.ok for outcome in outcomes)
         journal.end(run.id, RunState.FAILED if failed else RunState.DONE)
     copy.sync_directory(settings.paths.lxc)
-    sweep_trash(settings)
+    try:
+        sweep_trash(settings)
+    except Interrupted:
+        raise
+    except OnerootError as error:  # those of today are removed
+        progress.note(str(error))
     return outcomes
 
 
@@ -139,6 +144,7 @@ def sweep_trash(settings: Settings, *, everything: bool = False, progress: Progr
 
     :param everything: what has not, too.
     :returns: the names of what was deleted.
+    :raises OnerootError: some of it cannot be deleted; it is not taken back, and tried again next time.
     """
     limit = datetime.now(UTC) - timedelta(days=settings.policy.trash_days)
     old = [item for item in places.trashed(settings.paths) if everything or item.removed < limit]
@@ -149,7 +155,7 @@ def sweep_trash(settings: Settings, *, everything: bool = False, progress: Progr
         for directory in places.trashes(settings.paths)
         for place in places.listing(places.doomed(directory))
     ]
-    for_each(
+    outcomes = for_each(
         leftovers,
         _delete,
         name=lambda place: place.name,
@@ -157,6 +163,7 @@ def sweep_trash(settings: Settings, *, everything: bool = False, progress: Progr
         title="empty the trash",
         progress=progress if leftovers else SILENT,
     )
+    raise_failures(outcomes, "The trash could not be emptied")
     return [item.name for item in old]
 
 

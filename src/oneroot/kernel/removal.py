@@ -7,6 +7,7 @@ that was killed has removed a part, and the same call again finishes.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -55,7 +56,8 @@ def remove_entry(parent: int, name: str) -> None:
             pass
     finally:
         os.close(top)
-    _forced(parent, name, lambda: os.rmdir(name, dir_fd=parent))
+    with contextlib.suppress(FileNotFoundError):  # another process removes it too, and was faster
+        _forced(parent, name, lambda: os.rmdir(name, dir_fd=parent))
 
 
 def _empty(top: int, directory: int, depth: int) -> bool:

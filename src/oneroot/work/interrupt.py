@@ -18,9 +18,10 @@ _pending: str | None = None
 
 
 def install() -> None:
-    """Take over the signals; for ``cli/`` to call once at its start."""
+    """Take over the signals; for ``cli/`` to call once at its start. What ``nohup`` ignores stays ignored."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _handle)
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _handle)
 
 
 def check() -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.command import oneroot
+from tests.conftest import skip_or_fail
+from tests.root.acceptance.begun import Begun
 from tests.root.acceptance.world import (
     COMMAND,
     CONTAINERS,
@@ -28,41 +28,9 @@ from tests.root.acceptance.world import (
     unchanged,
 )
 from tests.root.scene import Scene
-from tests.conftest import skip_or_fail
 
 
-class Begun:
-    """A command that runs, and tells how far it is."""
-
-    def __init__(self, scene: Scene, *words: str) -> None:
-        self._log = scene.place / "reached"
-        self._log.unlink(missing_ok=True)
-        self._child = subprocess.Popen(
-            [sys.executable, "-m", "oneroot", "--progress", "none", *words],
-            env={**os.environ, **scene.environment, "ONEROOT_KILL_LOG": str(self._log)},
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            start_new_session=True,
-        )  # fmt: skip
-
-    def wait_for(self, label: str) -> None:
-        while label not in self.reached:
-            assert self._child.poll() is None, f"ended before “{label}”: {self._child.communicate()}"
-            time.sleep(0.005)
-
-    @property
-    def reached(self) -> str:
-        return self._log.read_text() if self._log.exists() else ""
-
-    def signal(self, number: int) -> None:
-        """As a terminal does it: to the whole group."""
-        os.killpg(self._child.pid, number)
-
-    def end(self) -> tuple[int, str, str]:
-        out, err = self._child.communicate(timeout=120)
-        return self._child.returncode, out, err
-
-
-def interrupt(scene: Scene, label: str, numbers: tuple[int, ...], *words: str) -> str:
+def interrupt(scene: Scene, label: str, numbers: tuple[int, ...], *words: str) -> None:
     begun = Begun(scene, *words)
     begun.wait_for(label)
     for number in numbers:
@@ -72,7 +40,6 @@ def interrupt(scene: Scene, label: str, numbers: tuple[int, ...], *words: str) -
     assert code == 130, f"{code}: {out}{err}"
     assert err.count("oneroot: ") == 1 and err.startswith("oneroot: Interrupted"), err
     assert "fix: run the same command again" in err and "Traceback" not in err
-    return begun.reached
 
 
 SIGNALS = {

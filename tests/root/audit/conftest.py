@@ -21,7 +21,7 @@ def whole_place(debian_tree: Path) -> Iterator[Place]:
     settings = Settings(
         paths=Paths(store=top / "store", run=top / "run", lxc=top / "lxc"),
         ids=IdPool(first=2_050_000_000, count=13_107_200),
-        network=Network(ipv4="10.77.128.0/20"),
+        network=Network(ipv4="10.81.128.0/20", gateway="169.254.128.1"),
     )
     settings.paths.lxc.mkdir(mode=0o711)
     place = Place(settings=settings)

@@ -53,7 +53,7 @@ def _settings_in(place: Path, monkeypatch: pytest.MonkeyPatch, count: int = 65_5
     file.write_text(
         f"paths: {{store: {place}/store, run: {place}/run, lxc: {place}/lxc}}\n"
         f"ids: {{first: {FIRST}, count: {count}}}\n"
-        "network: {ipv4: 10.77.96.0/20, gateway: 169.254.96.1}\n"
+        "network: {ipv4: 10.81.96.0/20, gateway: 169.254.96.1}\n"
         "timeouts: {stop: 5}\n"
     )
     monkeypatch.setenv("ONEROOT_SETTINGS", str(file))

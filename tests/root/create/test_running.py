@@ -50,7 +50,7 @@ def test_a_command_runs_alone_under_tini_and_answers(real: Settings) -> None:
     assert inside("web001", "cat", "/proc/1/comm") == "tini"
     assert inside("web001", "hostname") == "web001"
     assert inside("web001", "stat", "-c", "%a", "/run/lock") == "1777"
-    assert inside("web001", "getent", "hosts", "web002.oneroot.internal").startswith("10.77.96.")
+    assert inside("web001", "getent", "hosts", "web002.oneroot.internal").startswith("10.81.96.")
     processes = inside("web001", "sh", "-c", "cat /proc/[0-9]*/comm").split()
     assert "systemd" not in processes
     usage = json.loads(oneroot("--format", "json", "top", "--once").stdout)

@@ -48,16 +48,6 @@ def with_containers(place: Path, with_base: Scene) -> Scene:
     return scene
 
 
-@pytest.fixture(scope="session")
-def upgraded(place: Path, with_containers: Scene) -> Scene:
-    """The same, with a second generation that is not current yet for what runs."""
-    scene = Scene(place / "upgraded")
-    scene.prepare()
-    scene.copy_from(with_containers)
-    scene.run("base", "upgrade", "core")
-    return scene
-
-
 @pytest.fixture
 def scene(place: Path) -> Iterator[Scene]:
     made = Scene(place / "scene")

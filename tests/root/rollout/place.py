@@ -142,7 +142,7 @@ class Place:
         declared = ContainerSpec(
             name=ContainerName(name), base=self.base, created=NOW, group=name, units=units,
             command=None if units else command, ids=ids,
-            addresses=(f"10.77.112.{self.made + 1}",) if address else (), health=health, autostart=False,
+            addresses=(f"10.81.112.{self.made + 1}",) if address else (), health=health, autostart=False,
         )  # fmt: skip
         directory = self.settings.paths.container(name)
         directory.mkdir(mode=0o700)
@@ -188,7 +188,7 @@ def make(where: Path, *, run: Path | None = None) -> Place:
     file.write_text(
         f"paths: {{store: {where}/store, run: {run or where / 'run'}, lxc: {where}/lxc}}\n"
         f"ids: {{first: {FIRST_ID}, count: 13107200}}\n"
-        "network: {ipv4: 10.77.112.0/20, gateway: 169.254.112.1}\n"
+        "network: {ipv4: 10.81.112.0/20, gateway: 169.254.112.1}\n"
         "timeouts: {stop: 5, alive: 10, health: 10}\n"
     )
     settings = settings_module.load(file)

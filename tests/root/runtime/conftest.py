@@ -173,7 +173,7 @@ def world(debian_tree: Path, hook: Path) -> Iterator[World]:
     file.write_text(
         f"paths: {{store: {place}/store, run: {place}/run, lxc: {place}/lxc, libexec: {place}/libexec}}\n"
         f"ids: {{first: {FIRST_ID}, count: 32768000}}\n"
-        "network: {ipv4: 10.77.64.0/20}\ntimeouts: {stop: 5}\n"
+        "network: {ipv4: 10.81.64.0/20, gateway: 169.254.64.1}\ntimeouts: {stop: 5}\n"
     )
     settings = settings_module.load(file)
     settings.paths.lxc.mkdir(mode=0o711)

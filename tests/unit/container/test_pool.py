@@ -95,7 +95,7 @@ def test_what_is_in_a_directory_is_not_given_again(settings: Settings) -> None:
 
 def test_the_trash_and_what_is_being_deleted_keep_theirs(settings: Settings) -> None:
     trash = settings.paths.trash
-    declare(trash / places.trash_name("web"), "web", FIRST, "10.77.96.1")
+    declare(trash / places.trash_name(trash, "web"), "web", FIRST, "10.77.96.1")
     declare(places.doomed(trash) / "gone", "gone", FIRST + EACH, "10.77.96.2")
     grant = pool.allocate(settings, wants("new"))["new"]
     assert grant.ids and grant.ids.first == FIRST + 2 * EACH
