@@ -12,6 +12,9 @@ from oneroot.errors import UnknownName, UsageError
 ContainerName = NewType("ContainerName", str)
 BaseName = NewType("BaseName", str)
 
+LINK_PREFIX = "or"
+"""Of the names of containers' links on the host, and of nobody else's."""
+
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _PATTERN_CHARACTERS = frozenset("*?[")
 

@@ -52,6 +52,11 @@ class Paths:
         return self.run / "lease"
 
     @property
+    def hook_reports(self) -> Path:
+        """Why a container was not started: what the start hook said, and LXC's log."""
+        return self.run / "hook"
+
+    @property
     def lower(self) -> Path:
         """Mounted over with the generation, in each monitor's own namespace only."""
         return self.run / "lower"

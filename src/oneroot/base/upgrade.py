@@ -281,10 +281,11 @@ class _Upgrade:
             work=str(self._stage / "work"),
             target=str(self._stage / "merged"),
         )
-        apt.run_in_tree(
-            self._area, self._stage / "merged", _UPGRADE,
-            mounts=(overlay,), log=self._log, timeout=self._settings.timeouts.package_manager,
-        )  # fmt: skip
+        with workshop.no_space_told("The updates could not be installed", self._stage):
+            apt.run_in_tree(
+                self._area, self._stage / "merged", _UPGRADE,
+                mounts=(overlay,), log=self._log, timeout=self._settings.timeouts.package_manager,
+            )  # fmt: skip
 
     def _fold(self) -> None:
         self._prepared.mkdir(mode=0o700)

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from oneroot.base.generation import BaseSpec
-from oneroot.errors import NoSpace
+from oneroot.errors import CommandFailed, NoSpace
 from oneroot.platform import apt, dpkg
 from oneroot.platform.packages import Archive
 from oneroot.settings import Paths, Settings
@@ -24,6 +24,7 @@ from oneroot.work.progress import Progress
 _KEPT_LOGS = 50
 _ROOM = 64 << 20
 """Bytes left free on top of what a build is estimated to need."""
+_FULL = 1 << 20
 _UNPACKED_PER_ARCHIVE_BYTE = 4
 
 
@@ -118,14 +119,18 @@ def require_room(place: Path, size: int, what: str) -> None:
 
     :raises NoSpace: says how much is missing.
     """
-    status = os.statvfs(place)
-    free = status.f_bavail * status.f_frsize
+    free = _free(place)
     if free < size:
         raise NoSpace(
             what,
             why=f"{megabytes(size)} are needed below {place}, {megabytes(free)} are free",
             fix="free space there (oneroot base gc), then run the same command again",
         )
+
+
+def _free(place: Path) -> int:
+    status = os.statvfs(place)
+    return status.f_bavail * status.f_frsize
 
 
 def room_for(files: Sequence[Path], tree_directories: int) -> int:
@@ -135,10 +140,22 @@ def room_for(files: Sequence[Path], tree_directories: int) -> int:
 
 
 @contextlib.contextmanager
-def no_space_told(what: str) -> Iterator[None]:
-    """Turn a full filesystem into an error that says so."""
+def no_space_told(what: str, place: Path | None = None) -> Iterator[None]:
+    """Turn a full filesystem into an error that says so.
+
+    :param place: where an overlay is written, which the kernel makes read-only when it is full: what
+        programs then say is misleading.
+    """
     try:
         yield
+    except CommandFailed as error:
+        if place is None or _free(place) >= _FULL:
+            raise
+        raise NoSpace(
+            what,
+            why=f"{place} is full: {error.why}",
+            fix="free space below the store (oneroot base gc), then run the same command again",
+        ) from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise NoSpace(

@@ -35,14 +35,16 @@ def doctor_command(
         raise click.UsageError("--fix and --undo exclude each other.")
     if dry_run and not (fix or undo):
         raise click.UsageError("--dry-run goes with --fix or --undo.")
-    planned: list[steps.Step] = []
-    if fix or undo:
+    if dry_run:
         planned = mend.plan_undo(context.settings) if undo else mend.plan(context.settings, containers)
-        if dry_run:
-            _print_plan(context, planned)
-            return ExitCode.DONE
+        _print_plan(context, planned)
+        return ExitCode.DONE
+    if fix or undo:
         context.require_root()
-        steps.apply_all(planned, progress=context.progress)
+        if undo:
+            mend.undo(context.settings, progress=context.progress)
+        else:
+            mend.fix(context.settings, containers, progress=context.progress)
     checks = doctor.examine(context.settings, containers=containers)
     if context.json:
         render.print_json(checks)

@@ -17,7 +17,7 @@ from oneroot.container.state import ContainerState, State, read_state, read_stat
 from oneroot.errors import CorruptState, OnerootError
 from oneroot.host import doctor
 from oneroot.settings import Settings
-from oneroot.work import killpoint, locks
+from oneroot.work import killpoint, locks, rundir
 from oneroot.work.parallel import Outcome, for_each
 from oneroot.work.progress import SILENT, Progress
 
@@ -92,17 +92,7 @@ def prepare(settings: Settings) -> dict[str, OnerootError]:
 
     :returns: the containers whose published ports are not theirs to have, and why; told once in a boot.
     """
-    for directory, mode in (
-        (settings.paths.run, 0o711),
-        (settings.paths.locks, 0o700),
-        (settings.paths.leases, 0o700),
-        (settings.paths.run / "hook", 0o700),
-        (settings.paths.lower, 0o711),
-        (settings.paths.overlay, 0o711),
-    ):
-        directory.mkdir(mode=mode, parents=True, exist_ok=True)
-        if directory.stat().st_mode & 0o777 != mode:
-            directory.chmod(mode)
+    rundir.make(rundir.wanted(settings.paths))
     network.ensure(settings)
     return announce.ensure(settings)
 

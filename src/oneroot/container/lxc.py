@@ -43,7 +43,7 @@ def start(paths: Paths, name: str, *, timeout: float) -> None:
 
     :raises OnerootError: with the cause as far as LXC or our hook tell it.
     """
-    refusal = paths.run / "hook" / f"{name}.error"
+    refusal = paths.hook_reports / f"{name}.error"
     refusal.unlink(missing_ok=True)
     argv = [_program("lxc-start"), "-P", str(paths.lxc), "-n", name]
     # Without newuidmap in its path LXC writes the id maps itself, which is a tenth faster.
@@ -72,10 +72,10 @@ def _start_again_with_log(
                 container=name,
             )
         except CommandFailed as error:
-            if refused := _refusal(paths.run / "hook" / f"{name}.error", name):
+            if refused := _refusal(paths.hook_reports / f"{name}.error", name):
                 raise refused from error
             _let_monitor_end(paths, name, timeout)
-            kept = paths.run / "hook" / f"{name}.log"
+            kept = paths.hook_reports / f"{name}.log"
             log.seek(0)
             kept.write_bytes(log.read(_LOG_BYTES))
             raise OnerootError(

@@ -12,15 +12,15 @@ import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
+from oneroot.container import contents
 from oneroot.container.spec import ContainerSpec, Limits
 from oneroot.errors import UsageError
 from oneroot.kernel.mount import OVERLAY_OPTIONS
+from oneroot.names import LINK_PREFIX
 from oneroot.run import SAFE_PATH
 from oneroot.settings import Settings
 
 LXC_CONFIG = Path("/usr/share/lxc/config")
-COMMAND_SCRIPT = "/etc/oneroot/command"
-INTERFACE_PREFIX = "or"
 _CPU_PERIOD = 100_000
 _SHELL_SAFE = re.compile(r"[A-Za-z0-9/._:+-]+")
 _PRIVILEGED_DROPS = "sys_boot syslog mknod dac_read_search"
@@ -36,7 +36,7 @@ def render(settings: Settings, spec: ContainerSpec) -> str:
 
 def interface(address: str) -> str:
     """Return the name of the host's end of the link to an address: unique, and at most 15 characters."""
-    return f"{INTERFACE_PREFIX}{int(_ipv4(address)):08x}"
+    return f"{LINK_PREFIX}{int(_ipv4(address)):08x}"
 
 
 def _lines(settings: Settings, spec: ContainerSpec) -> Iterator[tuple[str, str]]:
@@ -91,7 +91,7 @@ def _program(spec: ContainerSpec) -> Iterator[tuple[str, str]]:
         yield "lxc.init.cmd", "/sbin/init"
         return
     # LXC splits this line at blanks and knows no quotes: the command stands in a script.
-    yield "lxc.init.cmd", f"/usr/bin/tini -- {COMMAND_SCRIPT}"
+    yield "lxc.init.cmd", f"/{contents.TINI} -- /{contents.COMMAND_SCRIPT}"
     yield "lxc.signal.halt", "SIGTERM"
     yield "lxc.mount.entry", "tmpfs run tmpfs rw,nosuid,nodev,mode=755 0 0"
     # LXC gives an init nothing but container=lxc; systemd makes an environment for its units, tini does not.

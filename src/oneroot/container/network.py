@@ -22,6 +22,7 @@ from oneroot.container.spec import ContainerSpec
 from oneroot.errors import CommandFailed, CorruptState, HostError, OnerootError
 from oneroot.host import iproute, nft, sysctl
 from oneroot.kernel import proc
+from oneroot.names import LINK_PREFIX
 from oneroot.settings import Settings
 from oneroot.work import files, killpoint
 
@@ -308,7 +309,7 @@ def _leads_to(port: Port, network: ipaddress.IPv4Network) -> bool:
 
 def _in_use(network: ipaddress.IPv4Network) -> bool:
     return any(
-        route.interface.startswith(ruleset.INTERFACE_PREFIX) and route.network.subnet_of(network)
+        route.interface.startswith(LINK_PREFIX) and route.network.subnet_of(network)
         for route in iproute.routes()
     )
 
@@ -321,7 +322,7 @@ def _check_routes(settings: Settings) -> bool:
     """
     pool = _network(settings)
     fenced = False
-    for route in iproute.routes(but=ruleset.INTERFACE_PREFIX):
+    for route in iproute.routes(but=LINK_PREFIX):
         if not route.interface:
             fenced = fenced or route.network == pool
         elif route.collides(pool):
@@ -364,7 +365,7 @@ def _set_parameters(ports: Iterable[Port]) -> None:
     if not _needs_localnet(ports):
         return
     for interface in {route.interface for route in iproute.routes()}:
-        if interface.startswith(ruleset.INTERFACE_PREFIX):
+        if interface.startswith(LINK_PREFIX):
             # A container may stop meanwhile, and its link with it.
             with contextlib.suppress(HostError):
                 sysctl.ensure(f"net/ipv4/conf/{interface}/route_localnet", 1)

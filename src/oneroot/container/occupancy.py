@@ -11,20 +11,14 @@ from pathlib import Path
 from oneroot.host import idpool
 from oneroot.kernel import proc
 
-NSPAWN = Path("/usr/bin/systemd-nspawn")
-_RESERVED = (
-    ("systemd's foreign disk images", range(0x7FFE_0000, 0x7FFF_0000)),
-    ("ids that many programs take for negative numbers", range(0x8000_0000, 0x1_0000_0000)),
-)
-_NSPAWN_RANGE = range(0x0008_0000, 0x7000_0000)
-"""Of systemd's UIDS-GIDS document; systemd-nspawn picks from it."""
+_NSPAWN = Path("/usr/bin/systemd-nspawn")
 
 
 def reserved() -> Iterator[tuple[str, range]]:
     """Yield the ranges that belong to somebody by convention."""
-    yield from _RESERVED
-    if NSPAWN.exists():
-        yield "systemd-nspawn", _NSPAWN_RANGE
+    yield from idpool.RESERVED
+    if _NSPAWN.exists():
+        yield "systemd-nspawn", idpool.NSPAWN
 
 
 def delegated(files: Iterable[Path] = idpool.FILES) -> Iterator[tuple[str, range]]:

@@ -348,7 +348,7 @@ class _Forget:
     def apply(self) -> None:
         lease.drop(self.settings.paths, self.name)
         for suffix in ("error", "log"):
-            (self.settings.paths.run / "hook" / f"{self.name}.{suffix}").unlink(missing_ok=True)
+            (self.settings.paths.hook_reports / f"{self.name}.{suffix}").unlink(missing_ok=True)
 
     def undo(self) -> None:
         pass

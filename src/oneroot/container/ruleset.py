@@ -11,12 +11,13 @@ import dataclasses
 import ipaddress
 from collections.abc import Iterable, Mapping
 
+from oneroot.names import LINK_PREFIX
+
 FAMILY = "inet"
 TABLE = "oneroot"
 FAMILY_TABLE = f"{FAMILY} {TABLE}"
-INTERFACE = "or*"
+INTERFACE = f"{LINK_PREFIX}*"
 """Host side of every container's link, as nftables writes patterns."""
-INTERFACE_PREFIX = "or"
 
 # Cloud metadata and platform services that trust every packet which comes from the machine.
 _METADATA = "169.254.0.0/16, 168.63.129.16, 100.100.100.200, 192.0.0.192"

@@ -17,6 +17,7 @@ from oneroot.settings import Settings
 __all__ = ["Check", "Status", "examine", "require"]
 
 DEFAULT_CONTAINERS = 1000
+_OPEN_FILES = 65_536
 
 
 def examine(settings: Settings, *, containers: int = DEFAULT_CONTAINERS) -> list[Check]:
@@ -87,18 +88,15 @@ def _open_files() -> list[Check]:
     import resource
 
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    enough = most == resource.RLIM_INFINITY or most >= OPEN_FILES
+    enough = most == resource.RLIM_INFINITY or most >= _OPEN_FILES
     return [
         Check(
             id="limit.nofile",
             title="Open files of a process (hard limit)",
             status=Status.OK if enough else Status.WARN,
             found="unlimited" if most == resource.RLIM_INFINITY else str(most),
-            needed=str(OPEN_FILES),
+            needed=str(_OPEN_FILES),
             why="containers inherit it; databases and web servers raise their own up to it",
-            fix_command="" if enough else f"ulimit -Hn {OPEN_FILES}",
+            fix_command="" if enough else f"ulimit -Hn {_OPEN_FILES}",
         )
     ]
-
-
-OPEN_FILES = 65_536

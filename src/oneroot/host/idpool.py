@@ -13,13 +13,14 @@ from oneroot.settings import IdPool
 
 FILES = (Path("/etc/subuid"), Path("/etc/subgid"))
 
-_RESERVED = (
-    # systemd's UIDS-GIDS document: dynamic and static users, nobody, overflow; foreign images.
-    (0, 65535, "the host's own users"),
-    (0x7FFE_0000, 0x7FFE_FFFF, "systemd's range for foreign disk images"),
-    (0x8000_0000, 0xFFFF_FFFF, "ids that many programs take for negative numbers"),
+# Of systemd's UIDS-GIDS document.
+RESERVED = (
+    ("the host's own users", range(0x1_0000)),
+    ("systemd's foreign disk images", range(0x7FFE_0000, 0x7FFF_0000)),
+    ("ids that many programs take for negative numbers", range(0x8000_0000, 0x1_0000_0000)),
 )
-_NSPAWN = (0x0008_0000, 0x6FFF_FFFF)
+"""Ranges that belong to somebody by convention, and to whom."""
+NSPAWN = range(0x0008_0000, 0x7000_0000)
 """systemd-nspawn picks from these without asking."""
 
 
@@ -133,8 +134,8 @@ def _alone(pool: IdPool) -> Check:
         for group in grp.getgrall()
         if pool.first <= group.gr_gid <= last
     ]
-    clashes += [what for first, end, what in _RESERVED if pool.first <= end and last >= first]
-    nspawn = pool.first <= _NSPAWN[1] and last >= _NSPAWN[0]
+    clashes += [what for what, ids in RESERVED if pool.first < ids.stop and last >= ids.start]
+    nspawn = pool.first < NSPAWN.stop and last >= NSPAWN.start
     status = Status.FAIL if clashes else Status.WARN if nspawn else Status.OK
     if nspawn:
         clashes.append("systemd-nspawn may pick ids there")

@@ -155,26 +155,16 @@ def check(limit: Limit, load: Load) -> Check:
     """Compare one limit with what the load needs."""
     found = sysctl.read_int(limit.name)
     needed = limit.need(load)
-    title = limit.name
-    if found is None:
-        return Check(
-            id=f"limit.{limit.name}", title=title, status=Status.OK,
-            found="not in this kernel or network namespace", needed=str(needed), why=limit.why,
-        )  # fmt: skip
-    if found >= needed:
-        return Check(
-            id=f"limit.{limit.name}", title=title, status=Status.OK,
-            found=str(found), needed=str(needed), why=limit.why,
-        )  # fmt: skip
+    low = found is not None and found < needed
     return Check(
         id=f"limit.{limit.name}",
-        title=title,
-        status=Status.FAIL if limit.wall else Status.WARN,
-        found=str(found),
+        title=limit.name,
+        status=Status.OK if not low else Status.FAIL if limit.wall else Status.WARN,
+        found="not in this kernel or network namespace" if found is None else str(found),
         needed=str(needed),
         why=limit.why,
-        fix_command=f"sysctl -w {limit.name}={rounded(needed)}",
-        fixable=True,
+        fix_command=f"sysctl -w {limit.name}={rounded(needed)}" if low else "",
+        fixable=low,
     )
 
 

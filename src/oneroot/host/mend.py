@@ -16,7 +16,7 @@ from oneroot.host import idpool, limits, subids, sysctl
 from oneroot.host.check import Status
 from oneroot.host.limits import Load
 from oneroot.settings import Settings
-from oneroot.work import files
+from oneroot.work import files, rundir
 from oneroot.work.progress import SILENT, Progress
 from oneroot.work.steps import Step, apply_all
 
@@ -52,7 +52,8 @@ def plan(settings: Settings, containers: int) -> list[Step]:
     }
     if sysctl.read(_FORWARDING) == "0":
         wanted[_FORWARDING] = "1"
-    steps: list[Step] = [_Directories(settings)] if _Directories(settings).lacking() else []
+    directories = _Directories(settings)
+    steps: list[Step] = [directories] if rundir.lacking(directories.wanted) else []
     gaps = [(file, *gap) for file in idpool.FILES for gap in idpool.missing(idpool.read(file), settings.ids)]
     if wanted or gaps:
         steps.append(_Note(settings, wanted, tuple((file.name, first, count) for file, first, count in gaps)))
@@ -122,29 +123,15 @@ class _Directories:
 
     settings: Settings
 
-    def _wanted(self) -> list[tuple[Path, int]]:
-        paths = self.settings.paths
-        return [
-            (paths.store, 0o700),
-            (paths.run, 0o711),
-            (paths.locks, 0o700),
-            (paths.leases, 0o700),
-            (paths.lower, 0o755),
-            (paths.overlay, 0o755),
-            (paths.names, 0o755),
-        ]
-
-    def lacking(self) -> bool:
-        return any(not path.is_dir() or path.stat().st_mode & 0o777 & ~mode for path, mode in self._wanted())
+    @property
+    def wanted(self) -> list[rundir.Wanted]:
+        return [(self.settings.paths.store, 0o700), *rundir.wanted(self.settings.paths)]
 
     def describe(self) -> str:
         return f"make {self.settings.paths.store} and {self.settings.paths.run} as they must be"
 
     def apply(self) -> None:
-        for path, mode in self._wanted():
-            path.mkdir(mode=mode, parents=True, exist_ok=True)
-            if path.stat().st_mode & 0o777 & ~mode:
-                path.chmod(mode)
+        rundir.make(self.wanted)
 
     def undo(self) -> None:
         """Empty directories harm nobody."""

@@ -16,31 +16,42 @@ from oneroot.settings import Paths
 OLDEST_LXC = 5
 
 _PROGRAMS = (
-    ("lxc-start", "lxc", True),
-    ("lxc-stop", "lxc", True),
-    ("lxc-attach", "lxc", True),
-    ("lxc-info", "lxc", True),
-    ("nft", "nftables", True),
-    ("ip", "iproute2", True),
-    ("dnsmasq", "dnsmasq-base", True),
-    ("mmdebstrap", "mmdebstrap", True),
+    ("lxc-start", "lxc"),
+    ("lxc-stop", "lxc"),
+    ("lxc-attach", "lxc"),
+    ("nft", "nftables"),
+    ("ip", "iproute2"),
+    ("dnsmasq", "dnsmasq-base"),
+    ("mmdebstrap", "mmdebstrap"),
 )
+_SOME_PROGRAMS = (
+    ("ssh-keygen", "openssh-client", "makes the host keys of containers whose base has an ssh server"),
+    ("openssl", "openssl", "makes the certificates of containers whose base has ssl-cert"),
+)
+"""Needed for some bases only."""
 
 
 def check_all(paths: Paths) -> list[Check]:
     """Check every program, LXC's version and the start hook."""
-    return [*(_present(*program) for program in _PROGRAMS), _lxc_version(), start_hook(paths)]
+    return [
+        *(_present(*program) for program in _PROGRAMS),
+        *(_present(*program, otherwise=Status.WARN) for program in _SOME_PROGRAMS),
+        _lxc_version(),
+        start_hook(paths),
+    ]
 
 
-def _present(name: str, package: str, needed: bool) -> Check:
+def _present(
+    name: str, package: str, why: str = "oneroot runs it", *, otherwise: Status = Status.FAIL
+) -> Check:
     found = shutil.which(name, path=SAFE_PATH)
     return Check(
         id=f"program.{name}",
         title=f"The program {name}",
-        status=Status.OK if found else Status.FAIL if needed else Status.WARN,
+        status=Status.OK if found else otherwise,
         found=found or "not installed",
         needed="installed",
-        why="oneroot runs it",
+        why=why,
         fix_command="" if found else f"apt-get install {package}",
     )
 

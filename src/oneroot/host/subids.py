@@ -11,11 +11,12 @@ import contextlib
 import fcntl
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from oneroot.errors import Busy
 from oneroot.host import idpool
+from oneroot.host.idpool import Entry
 from oneroot.work import files
 
 LOCK = Path("/etc/.pwd.lock")
@@ -49,21 +50,17 @@ def take(file: Path, first: int, count: int) -> bool:
         if not _holds(file, first, count):
             return False
         lines = file.read_text(encoding="utf-8", errors="surrogateescape").splitlines(keepends=True)
-        _write(file, "".join(line for line in lines if not _is(line, first, count)))
+        _write(file, "".join(line for line in lines if not _has(idpool.parse(line), first, count)))
         return True
 
 
 def _holds(file: Path, first: int, count: int) -> bool:
-    return any(
-        (entry.first, entry.count) == (first, count) and idpool.is_roots(entry.owner)
-        for entry in idpool.read(file)
-    )
+    return _has(idpool.read(file), first, count)
 
 
-def _is(line: str, first: int, count: int) -> bool:
+def _has(entries: Iterable[Entry], first: int, count: int) -> bool:
     return any(
-        (entry.first, entry.count) == (first, count) and idpool.is_roots(entry.owner)
-        for entry in idpool.parse(line)
+        (entry.first, entry.count) == (first, count) and idpool.is_roots(entry.owner) for entry in entries
     )
 
 

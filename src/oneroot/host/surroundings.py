@@ -10,11 +10,11 @@ from pathlib import Path
 from oneroot.errors import OnerootError
 from oneroot.host import iproute, nft, sysctl
 from oneroot.host.check import Check, Status
+from oneroot.names import LINK_PREFIX
 from oneroot.run import SAFE_PATH, run
 from oneroot.settings import Settings
 
 _OURS = ("inet", "oneroot")
-_CONTAINER_LINKS = "or"
 _LETS_THROUGH = re.compile(r'[io]ifname "or(\*|\d)')
 _ENDS = re.compile(r"^(counter\s+(packets \d+ bytes \d+ )?)?(drop|reject\b.*)( comment .*)?$")
 NEEDRESTART = Path("/etc/needrestart")
@@ -31,7 +31,7 @@ def _collision(settings: Settings) -> Check:
     pool = ipaddress.IPv4Network(settings.network.ipv4)
     found = [
         f"{route.network} leads to {route.interface}"
-        for route in iproute.routes(but=_CONTAINER_LINKS)
+        for route in iproute.routes(but=LINK_PREFIX)
         if route.collides(pool)
     ]
     if not found:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from oneroot.errors import CorruptState, NoSpace
+from oneroot.kernel import copy
 
 if TYPE_CHECKING:
     import cattrs
@@ -48,7 +49,7 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o600, durable: bool = 
         Path(name).rename(path)
         name = ""
         if durable:
-            sync_directory(path.parent)
+            copy.sync_directory(path.parent)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise NoSpace(
@@ -59,15 +60,6 @@ def write_atomic(path: Path, data: bytes, *, mode: int = 0o600, durable: bool = 
         if name:
             with contextlib.suppress(OSError):
                 Path(name).unlink()
-
-
-def sync_directory(path: Path) -> None:
-    """Make renames and removals in a directory survive a power loss."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def save(path: Path, value: object, *, schema: int, mode: int = 0o600, durable: bool = True) -> None:

@@ -176,7 +176,13 @@ def test_settings_that_cannot_be(neighbour: Scene, text: str) -> None:
 
 
 def test_errors_are_json_too(neighbour: Scene) -> None:
-    tried = ((("start", "a/b"), 2), (("rm", "ac001"), 1), (("rm", "ac*"), 1), (("create", "w"), 2), (("no",), 2))
+    tried = (
+        (("start", "a/b"), 2),
+        (("rm", "ac001"), 1),
+        (("rm", "ac*"), 1),
+        (("create", "w"), 2),
+        (("no",), 2),
+    )
     for words, code in tried:
         said = oneroot(*words, "--dry-run", "--format", "json", ok=(code,), env=neighbour.environment)
         assert set(said.error) >= {"code", "what", "why", "fix", "container"}

@@ -148,7 +148,9 @@ def test_a_deleted_generation(scene: Scene) -> None:
             refuse(scene, "restart", "ac001", code=1, why="was not stopped")
             refuse(scene, "create", *COMMAND, "new", code=1, why="generation of the base core is not there")
             refuse(scene, *PATCH, code=1, why="core")
-            refuse(scene, "base", "upgrade", "core", code=1, why="current generation of the base core is gone")
+            refuse(
+                scene, "base", "upgrade", "core", code=1, why="current generation of the base core is gone"
+            )
             refuse(scene, *ROLLBACK, code=2, why="no generation 1")
             assert scene.run("base", "fsck", "core", ok=(1,)).out
             assert "gone" in clear(scene.run("base", "ls")).out
@@ -294,7 +296,9 @@ def test_corrupt_files_of_the_store(scene: Scene, file: str, rubbish: str) -> No
     scene.run(*words)
 
 
-@pytest.mark.parametrize("file", ["checked.json", "generations/1/generation.json", "generations/1/manifest.gz"])
+@pytest.mark.parametrize(
+    "file", ["checked.json", "generations/1/generation.json", "generations/1/manifest.gz"]
+)
 def test_corrupt_files_of_a_base(scene: Scene, file: str) -> None:
     scene.run("start", "ac001")
     path = scene.place / "store/bases/core" / file
@@ -334,7 +338,7 @@ def test_the_pool_overlaps_somebody_elses_ids(scene: Scene) -> None:
     """In a mount namespace of its own: the machine's own file is not touched."""
     theirs = scene.place / "subuid"
     theirs.write_text(f"root:{IDS[0]}:{IDS[1]}\nann:{IDS[0] + 65536 * 3}:{IDS[1]}\n")
-    hide = f"mount --bind {theirs} /etc/subuid && mount --bind {theirs} /etc/subgid && exec \"$@\""
+    hide = f'mount --bind {theirs} /etc/subuid && mount --bind {theirs} /etc/subgid && exec "$@"'
     prefix = ("unshare", "--mount", "sh", "-c", hide, "sh")
     with unchanged(scene):
         refuse(scene, "create", *COMMAND, "new", code=4, why="exhausted.*\n.*ann|ann", prefix=prefix)
@@ -346,7 +350,10 @@ def test_the_pool_overlaps_somebody_elses_ids(scene: Scene) -> None:
 
 @pytest.mark.parametrize(
     ("network", "more"),
-    [("ipv4: 10.94.0.0/29, gateway: 169.254.94.1", ""), ("", f"ids: {{first: {IDS[0]}, count: {6 * 65536}}}")],
+    [
+        ("ipv4: 10.94.0.0/29, gateway: 169.254.94.1", ""),
+        ("", f"ids: {{first: {IDS[0]}, count: {6 * 65536}}}"),
+    ],
     ids=["addresses", "ids"],
 )
 def test_exhausted_pools(scene: Scene, network: str, more: str) -> None:
