@@ -61,25 +61,7 @@ def run(
     """
     words = tuple(str(word) for word in argv)
     log.debug("run %s", shlex.join(words))
-    try:
-        child = subprocess.Popen(
-            words,
-            stdin=subprocess.DEVNULL if input is None else subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=environment(env),
-            cwd=cwd,
-            text=True,
-            errors="backslashreplace",
-            start_new_session=True,  # so that a timeout can kill all that it started
-        )
-    except FileNotFoundError as error:
-        raise HostError(
-            f"The program {words[0]} is not installed",
-            why=str(error),
-            fix="oneroot doctor --fix",
-            container=container,
-        ) from error
+    child = _start(words, env, cwd, container, stdin=input is not None)
     try:
         stdout, stderr = child.communicate(input, timeout=timeout)
     except subprocess.TimeoutExpired as error:
@@ -105,6 +87,35 @@ def run(
             container=container,
         )
     return Completed(argv=words, returncode=child.returncode, stdout=stdout, stderr=stderr)
+
+
+def _start(
+    words: tuple[str, ...],
+    env: Mapping[str, str] | None,
+    cwd: Path | None,
+    container: str | None,
+    *,
+    stdin: bool,
+) -> subprocess.Popen[str]:
+    try:
+        return subprocess.Popen(
+            words,
+            stdin=subprocess.PIPE if stdin else subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment(env),
+            cwd=cwd,
+            text=True,
+            errors="backslashreplace",
+            start_new_session=True,  # so that a timeout can kill all that it started
+        )
+    except FileNotFoundError as error:
+        raise HostError(
+            f"The program {words[0]} is not installed",
+            why=str(error),
+            fix="oneroot doctor",
+            container=container,
+        ) from error
 
 
 def _kill_group(child: subprocess.Popen[str]) -> None:

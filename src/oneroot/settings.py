@@ -199,8 +199,10 @@ def _scalar(value: object, default: object, path: Path, name: str) -> object:
     if isinstance(default, bool) or isinstance(value, bool):
         if isinstance(default, bool) and isinstance(value, bool):
             return value
-    elif isinstance(default, float | int) and isinstance(value, float | int) and value >= 0:
-        return type(default)(value)
+    elif isinstance(default, int) and isinstance(value, int) and value >= 0:
+        return value
+    elif isinstance(default, float) and isinstance(value, float | int) and value >= 0:
+        return float(value)
     elif isinstance(default, str) and isinstance(value, str):
         return value
     kind = "an absolute path" if isinstance(default, Path) else f"like {default!r}"

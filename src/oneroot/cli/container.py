@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
-from oneroot.cli import many, render
+from oneroot.cli import explain, many, render
 from oneroot.cli.context import Context, confirm, pass_context
 from oneroot.cli.inside import cp_command, exec_command, logs_command, shell_command, top_command
 from oneroot.errors import ExitCode, OnerootError, UsageError
@@ -268,7 +268,7 @@ def ls_command(context: Context, names: tuple[str, ...]) -> int:
     """List containers."""
     states = many.states_of(context, names)
     if context.json:
-        render.print_json([_listed(state) for state in states])
+        render.print_json([explain.listed(state) for state in states])
         return ExitCode.DONE
     rows = [
         (
@@ -286,20 +286,6 @@ def ls_command(context: Context, names: tuple[str, ...]) -> int:
     return ExitCode.DONE
 
 
-def _listed(state: ContainerState) -> dict[str, Any]:
-    return {
-        "name": state.name,
-        "state": state.state.value,
-        "base": state.base,
-        "generation": state.generation,
-        "current_generation": state.current_generation,
-        "outdated": state.outdated,
-        "addresses": list(state.addresses),
-        "pid": state.pid,
-        "unprivileged": state.unprivileged,
-    }
-
-
 def _generation(state: ContainerState) -> str:
     if state.generation is None:
         return ""
@@ -315,8 +301,6 @@ def _generation(state: ContainerState) -> str:
 @pass_context
 def info_command(context: Context, names: tuple[str, ...]) -> int:
     """Explain containers whole: what was declared, what is, and where everything lies."""
-    from oneroot.cli import explain
-
     states = many.states_of(context, names)
     if context.json:
         render.print_json([explain.fields(context.settings, state) for state in states])

@@ -1,4 +1,4 @@
-"""``oneroot info``: a container explained whole."""
+"""``oneroot info``, a container explained whole, and the part of it that ``ls`` lists."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ if TYPE_CHECKING:
     from oneroot.settings import Settings
 
 
-def fields(settings: Settings, state: ContainerState) -> dict[str, Any]:
-    """Return everything that is known, for JSON."""
-    alive = _liveness(settings, state)
+def listed(state: ContainerState) -> dict[str, Any]:
+    """Return what ``ls`` tells of a container, for JSON."""
     return {
         "name": state.name,
         "state": state.state.value,
@@ -25,6 +24,14 @@ def fields(settings: Settings, state: ContainerState) -> dict[str, Any]:
         "addresses": list(state.addresses),
         "pid": state.pid,
         "unprivileged": state.unprivileged,
+    }
+
+
+def fields(settings: Settings, state: ContainerState) -> dict[str, Any]:
+    """Return everything that is known, for JSON."""
+    alive = _liveness(settings, state)
+    return {
+        **listed(state),
         "damage": state.damage,
         "alive": alive.alive if alive else None,
         "reasons": list(alive.reasons) if alive else [],

@@ -8,10 +8,9 @@ from pathlib import Path
 from oneroot.container import lxcconfig, places, spec
 from oneroot.container.spec import ContainerSpec
 from oneroot.container.upper import Mould
-from oneroot.kernel import copy
 from oneroot.kernel.tree import remove_tree
 from oneroot.settings import Settings
-from oneroot.work.steps import Step
+from oneroot.work.steps import Rename, Step
 
 
 def steps(settings: Settings, mould: Mould, one: ContainerSpec) -> list[Step]:
@@ -21,7 +20,11 @@ def steps(settings: Settings, mould: Mould, one: ContainerSpec) -> list[Step]:
         _Declare(settings=settings, spec=one, place=stage),
         _Configure(settings=settings, spec=one, place=stage),
         _PrepareUpper(mould=mould, spec=one, place=stage),
-        _Commit(spec=one, place=stage, target=settings.paths.container(one.name)),
+        Rename(
+            description=f"{one.name}: put it into the LXC path",
+            source=stage,
+            target=settings.paths.container(one.name),
+        ),
     ]
 
 
@@ -72,20 +75,3 @@ class _PrepareUpper:
 
     def undo(self) -> None:
         remove_tree(self.place / "overlay")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Commit:
-    spec: ContainerSpec
-    place: Path
-    target: Path
-
-    def describe(self) -> str:
-        return f"{self.spec.name}: put it into the LXC path"
-
-    def apply(self) -> None:
-        copy.rename_new(self.place, self.target)
-
-    def undo(self) -> None:
-        if self.target.exists() and not self.place.exists():
-            self.target.rename(self.place)

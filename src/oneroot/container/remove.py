@@ -24,10 +24,10 @@ from oneroot.kernel.tree import remove_tree
 from oneroot.names import select
 from oneroot.settings import Settings
 from oneroot.work import killpoint, locks
-from oneroot.work.journal import Journal, Run, RunState, RunStep, StepState
+from oneroot.work.journal import Journal, Run, RunState, RunStep, StepState, free_ballast
 from oneroot.work.parallel import Outcome, for_each, raise_failures
 from oneroot.work.progress import SILENT, Progress
-from oneroot.work.steps import Step, apply_all, describe_all
+from oneroot.work.steps import Rename, Step, apply_all, describe_all
 
 _LOCK_PATIENCE = 10.0
 _VERB = "rm"
@@ -71,6 +71,8 @@ def remove(
     names = chosen(settings, patterns)
     if dry_run:
         return [_planned(settings, name, force=force, purge=purge) for name in names]
+    if purge:
+        free_ballast(settings.paths)  # on a full disk this makes room
     with Journal(settings.paths) as journal:
         run = _begin(journal, patterns, names)
         hidden = _hide(settings, names, force=force)
@@ -213,7 +215,7 @@ def _remove_one(
                         container=name,
                     )
                 lifecycle.stop_locked(settings, name)
-            destination = places.make(_destination(settings, purge=purge))
+            destination = _destination(settings, purge=purge)
             target = destination / places.trash_name(destination, name)
             apply_all(_steps(settings, name, target))
         if purge:
@@ -226,14 +228,19 @@ def _remove_one(
 
 
 def _destination(settings: Settings, *, purge: bool) -> Path:
-    trash = places.trash(settings.paths)
-    return places.doomed(trash) if purge else trash
+    trash = places.make(places.trash(settings.paths))
+    doomed = places.make(places.doomed(trash))  # made early: a full disk must not stop the emptying
+    return doomed if purge else trash
 
 
 def _steps(settings: Settings, name: str, target: Path) -> list[Step]:
     return [
         _Forget(settings=settings, name=name),
-        _Trash(name=name, place=settings.paths.container(name), target=target),
+        Rename(
+            description=f"{name}: move it to the trash",
+            source=settings.paths.container(name),
+            target=target,
+        ),
     ]
 
 
@@ -267,12 +274,25 @@ def _undelete_one(
         journal.mark(run.id, name, StepState.DOING, str(item.path))
         _check_base(settings, item)
         with locks.container(settings.paths, name, verb="undelete", wait=_LOCK_PATIENCE):
-            apply_all([_TakeBack(item=item, target=settings.paths.container(name))])
+            _take_back(item, settings.paths.container(name))
     except OnerootError as error:
         journal.mark(run.id, name, StepState.FAILED, str(error))
         raise
     journal.mark(run.id, name, StepState.DONE, str(item.path))
     return Removal()
+
+
+def _take_back(item: Trashed, target: Path) -> None:
+    step = Rename(description=f"{item.name}: take it out of the trash", source=item.path, target=target)
+    try:
+        apply_all([step])
+    except FileExistsError as error:
+        raise UsageError(
+            f"The container {item.name} cannot be taken back",
+            why="another container has its name now",
+            fix=f"remove that one for good first: oneroot rm --purge {item.name}",
+            container=item.name,
+        ) from error
 
 
 def _check_base(settings: Settings, item: Trashed) -> None:
@@ -352,47 +372,6 @@ class _Forget:
 
     def undo(self) -> None:
         pass
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _Trash:
-    name: str
-    place: Path
-    target: Path
-
-    def describe(self) -> str:
-        return f"{self.name}: move it to the trash"
-
-    def apply(self) -> None:
-        copy.rename_new(self.place, self.target)
-
-    def undo(self) -> None:
-        if self.target.exists() and not self.place.exists():
-            self.target.rename(self.place)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class _TakeBack:
-    item: Trashed
-    target: Path
-
-    def describe(self) -> str:
-        return f"{self.item.name}: take it out of the trash"
-
-    def apply(self) -> None:
-        try:
-            copy.rename_new(self.item.path, self.target)
-        except FileExistsError as error:
-            raise UsageError(
-                f"The container {self.item.name} cannot be taken back",
-                why="another container has its name now",
-                fix=f"remove that one for good first: oneroot rm --purge {self.item.name}",
-                container=self.item.name,
-            ) from error
-
-    def undo(self) -> None:
-        if self.target.exists() and not self.item.path.exists():
-            self.target.rename(self.item.path)
 
 
 def _declaration(settings: Settings, name: str) -> ContainerSpec | None:

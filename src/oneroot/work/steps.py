@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Protocol
 
+from oneroot.kernel import copy
 from oneroot.work import killpoint
 from oneroot.work.progress import SILENT, Progress
 
@@ -20,6 +23,29 @@ class Step(Protocol):
 
     def undo(self) -> None:
         """Take it back, as far as it was done; doing nothing is right for a harmless step."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rename:
+    """Let something appear at, or vanish from, its place."""
+
+    description: str
+    source: Path
+    target: Path
+
+    def describe(self) -> str:
+        return self.description
+
+    def apply(self) -> None:
+        """Rename it; a target that exists is never replaced.
+
+        :raises FileExistsError: there is a target.
+        """
+        copy.rename_new(self.source, self.target)
+
+    def undo(self) -> None:
+        if self.target.exists() and not self.source.exists():
+            self.target.rename(self.source)
 
 
 def describe_all(steps: Iterable[Step]) -> list[str]:

@@ -222,7 +222,7 @@ def test_wait_tells_who_did_not_come(real: Settings) -> None:
 def test_ssh_host_keys_are_made_for_each(tiny: Settings) -> None:
     (tiny.paths.bases / "core/generations/1/root/usr/sbin").mkdir()
     (tiny.paths.bases / "core/generations/1/root/usr/sbin/sshd").touch()
-    oneroot(*SLEEP, "--replicas", "4", "web")
+    oneroot(*SLEEP, "--replicas", "100", "web")
     keys = set()
     for name in spec.names(tiny.paths):
         place = tiny.paths.container(name) / "overlay/upper/etc/ssh"
@@ -233,7 +233,7 @@ def test_ssh_host_keys_are_made_for_each(tiny: Settings) -> None:
                 ["ssh-keygen", "-lf", f"{private}.pub"], capture_output=True, text=True, check=True
             )
             assert f"root@{name}" in said.stdout
-    assert len(keys) == 8
+    assert len(keys) == 200
 
 
 def test_errors_are_json_when_asked(tiny: Settings) -> None:
