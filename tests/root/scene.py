@@ -101,8 +101,7 @@ class Repository:
             cwd=self.place,
             env={**os.environ, "GNUPGHOME": str(self.place / "gnupg")},
             check=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            capture_output=True,
             text=True,
         )
         return done.stdout

@@ -143,7 +143,9 @@ def main() -> None:
     interrupt.install()
     os.umask(0o022)
     front, rest = _spread_global_options(sys.argv[1:])
-    sys.exit(_guarded(front, rest))
+    code = _guarded(front, rest)
+    interrupt.finish()
+    sys.exit(code)
 
 
 def _guarded(front: list[str], rest: list[str]) -> int:

@@ -18,7 +18,7 @@ from oneroot.container import announce, lease, lifecycle, places, spec
 from oneroot.container.places import Trashed
 from oneroot.container.spec import ContainerSpec
 from oneroot.container.state import State, read_state, read_states
-from oneroot.errors import CorruptState, Interrupted, OnerootError, UnknownName, UsageError
+from oneroot.errors import CorruptState, Interrupted, NoSpace, OnerootError, UnknownName, UsageError
 from oneroot.kernel import copy
 from oneroot.kernel.tree import remove_tree
 from oneroot.names import select
@@ -329,11 +329,14 @@ def _left_over(settings: Settings, patterns: Sequence[str], *, verb: str = _VERB
     """Return the containers that the same command was about when it was killed, each with a note."""
     if not settings.paths.journal.exists():
         return {}
-    with Journal(settings.paths) as journal:
-        run = journal.unfinished(subject=_subject(patterns), verb=verb)
-        if run is None or run.alive:
-            return {}
-        return {step.container: step.message for step in journal.steps(run.id)}
+    try:
+        with Journal(settings.paths) as journal:
+            run = journal.unfinished(subject=_subject(patterns), verb=verb)
+            if run is None or run.alive:
+                return {}
+            return {step.container: step.message for step in journal.steps(run.id)}
+    except NoSpace:  # SQLite needs room even to read; what is there can still be removed
+        return {}
 
 
 def _subject(patterns: Sequence[str]) -> str:

@@ -24,6 +24,12 @@ def install() -> None:
             signal.signal(number, _handle)
 
 
+def finish() -> None:
+    """Nothing is left to be interrupted: a signal that comes now must not change the exit status."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def check() -> None:
     """Raise if we were asked to stop."""
     if _requested.is_set():

@@ -50,9 +50,8 @@ def test_a_name_that_is_none(neighbour: Scene, name: str) -> None:
         ("start", "--", name),
         ("rm", "--force", "--yes", "--", name),
     ]
-    with unchanged(neighbour):
-        with ThreadPoolExecutor(3) as pool:
-            all_said = list(pool.map(lambda one: refuse(neighbour, *one, code=2, why=NO_NAME), words))
+    with unchanged(neighbour), ThreadPoolExecutor(3) as pool:
+        all_said = list(pool.map(lambda one: refuse(neighbour, *one, code=2, why=NO_NAME), words))
     for said in all_said:
         assert not any(ord(char) < 32 and char != "\n" for char in said.err), ascii(said.err)
         assert "\x7f" not in said.err and "\x1b" not in said.err

@@ -224,7 +224,7 @@ RUBBISH = {
     "null": b"null",
     "schema": b'{"schema": 99, "name": "ac002"}',
     "deep": b"[" * 100_000,
-    "types": b'{"schema": 1, "name": 7, "base": [], "ids": "x", "addresses": {}, "created": null, "group": 1}',
+    "types": b'{"schema": 1, "name": 7, "base": [], "ids": "x", "addresses": {}, "created": null}',
     "escape": b'{"schema": "\\u001b[2J\\n"}',
 }
 

@@ -104,7 +104,8 @@ def disk(place: Path, with_containers: Scene) -> Iterator[Disk]:
         made.scene.write_settings()
         made.scene.copy_from(with_containers)
         remove_tree(mounted / "store/cache/packages")
-        (mounted / "store/journal.ballast").unlink()  # the copy is sparse; the next command makes it anew
+        (mounted / "store/journal.ballast").unlink()  # the copy is sparse
+        made.scene.run("history")
         stack.callback(lambda: run_directory.exists() and remove_tree(run_directory))
         stack.callback(made.scene.leave)
         stack.callback(made.empty)

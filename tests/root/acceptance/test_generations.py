@@ -7,7 +7,6 @@ import shutil
 import stat
 import subprocess
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -122,13 +121,13 @@ def test_root_inside_cannot_change_it(scene: Scene) -> None:
 
 
 @pytest.fixture
-def setuid_in_upper(scene: Scene) -> Iterator[Path]:
+def setuid_in_upper(scene: Scene) -> Path:
     """A setuid shell of root, in a running container's upper."""
     scene.run("start", "ac001")
     scene.run("exec", "ac001", "--", "sh", "-c", "cp /bin/dash /evil && chmod 4755 /evil")
     file = scene.place / "lxc/ac001/overlay/upper/evil"
     assert file.lstat().st_mode & 0o7777 == 0o4755
-    yield file
+    return file
 
 
 def as_nobody(*words: str) -> subprocess.CompletedProcess[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -187,8 +186,9 @@ NOT_ROOT = {
 
 
 @pytest.fixture(params=NOT_ROOT.values(), ids=NOT_ROOT.keys())
-def not_root(request: pytest.FixtureRequest) -> Iterator[tuple[str, ...]]:
-    yield request.param
+def not_root(request: pytest.FixtureRequest) -> tuple[str, ...]:
+    found: tuple[str, ...] = request.param
+    return found
 
 
 def test_not_root(neighbour: Scene, not_root: tuple[str, ...]) -> None:
