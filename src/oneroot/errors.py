@@ -59,13 +59,6 @@ class UnknownName(UsageError):
     code = "unknown-name"
 
 
-class NotProven(OnerootError):
-    """The proof does not hold. Raised only by commands whose result is the proof."""
-
-    exit_code = ExitCode.NOT_PROVEN
-    code = "not-proven"
-
-
 class HostError(OnerootError):
     """This host lacks something (or we are not root): ``oneroot doctor`` says what."""
 

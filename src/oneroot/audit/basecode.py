@@ -99,9 +99,6 @@ class BaseCode:
             return "data" if "/__pycache__/" in path and not row[PACKAGE] else "code"
         return "data" if row[PACKAGE] and row[KIND] != "d" else None
 
-    def has_code_below(self, directory: str) -> bool:
-        return any(self.severity(row[PATH], row) == "code" for row in self.below(directory))
-
     def _leads_to_code(self, path: str, row: Row) -> bool:
         for _ in range(_LINK_HOPS):
             target = _joined(path, row[DIGEST])

@@ -222,7 +222,7 @@ def _mounts(pid: int) -> list[tuple[str, str]] | None:
         return None
     if len(data) == _MOST_MOUNTS_BYTES:
         return None
-    rows = (line.split(b" ", 6) for line in data.splitlines())
+    rows = (line.split(b" ", 6) for line in data.split(b"\n"))
     return [(_unescaped(row[4]), row[2].decode("ascii")) for row in rows if len(row) == 7]
 
 

@@ -12,7 +12,6 @@ from oneroot.base.manifest import Entry, Kind, Manifest
 from oneroot.base.store import Store
 from oneroot.base.survey import look
 from oneroot.errors import OnerootError
-from oneroot.platform.dpkg import Dpkg
 from oneroot.work.progress import SILENT, Progress
 
 _MOST = 1000
@@ -124,12 +123,3 @@ def _differences(wanted: Entry, actual: Entry) -> Iterator[str]:
         yield "its modification time is another"
     if dict(wanted.attributes) != dict(actual.attributes):
         yield f"attributes {sorted(actual.attributes)}, not {sorted(wanted.attributes)}"
-
-
-def diverged_database(store: Store, name: str, number: int) -> list[str]:
-    """Return the packages whose version in a generation's own database is not what it was committed with."""
-    described = store.generation(name, number).packages
-    actual = Dpkg().installed(store.root(name, number))
-    return sorted(
-        package for package in {*described, *actual} if described.get(package) != actual.get(package)
-    )

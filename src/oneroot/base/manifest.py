@@ -74,10 +74,6 @@ class Entry:
     attributes: Mapping[str, str]
     """Extended attributes, values in hex."""
 
-    def same_as(self, other: Entry) -> bool:
-        """Whether a container could not tell them apart, times aside."""
-        return _compared(to_row(self)) == _compared(to_row(other))
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Change:

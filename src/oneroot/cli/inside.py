@@ -117,19 +117,22 @@ def shell_command(context: Context, name: str) -> int:
 def logs_command(context: Context, names: tuple[str, ...], lines: int, follow: bool, console: bool) -> int:
     """Show what containers wrote: their console, or the journal of those that run units."""
     from oneroot.container import logs
+    from oneroot.work.parallel import raise_failures
 
     chosen = many.select(context, names)
     context.require_root()
     if follow and context.json:
         raise click.UsageError("--follow has no JSON form.")
-    found = logs.read(context.settings, chosen, lines=lines, console=console)
+    outcomes = logs.read(context.settings, chosen, lines=lines, console=console)
+    found = [(outcome.name, outcome.value) for outcome in outcomes if outcome.value is not None]
+    several = len(chosen) > 1
     if context.json:
         render.print_json([{"name": name, "lines": text} for name, text in found])
-        return ExitCode.DONE
-    several = len(chosen) > 1
-    for name, text in found:
-        for line in text:
-            render.print_line(f"{name}: {line}" if several else line)
+    else:
+        for name, text in found:
+            for line in text:
+                render.print_line(f"{name}: {line}" if several else line)
+    raise_failures(outcomes, "logs")
     if follow:
         sys.stdout.flush()
         for name, line in logs.follow(context.settings, chosen, console=console):

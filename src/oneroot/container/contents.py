@@ -186,7 +186,7 @@ def _has_unit(base: Tree, unit: str) -> bool:
 def _executable(command: str) -> str:
     """Return what the script ends in: the command itself where a shell would do nothing but start it."""
     words = command.split()
-    if _PLAIN.fullmatch(command) and "=" not in words[0] and not _BUILTIN.fullmatch(words[0]):
+    if words and _PLAIN.fullmatch(command) and "=" not in words[0] and not _BUILTIN.fullmatch(words[0]):
         return shlex.join(words)
     return f"/bin/sh -c {shlex.quote(command)}"
 

@@ -17,7 +17,7 @@ from oneroot.container.state import State, read_state
 from oneroot.errors import OnerootError
 from oneroot.settings import Settings
 from oneroot.work import interrupt
-from oneroot.work.parallel import for_each, raise_failures
+from oneroot.work.parallel import Outcome, for_each
 
 _LONGEST_LINE = 16 << 10
 _JOURNAL_BYTES = 16 << 20
@@ -27,19 +27,17 @@ _POLL = 0.2
 
 def read(
     settings: Settings, names: Sequence[str], *, lines: int, console: bool = False
-) -> list[tuple[str, list[str]]]:
+) -> list[Outcome[list[str]]]:
     """Return the last lines of each container, not escaped.
 
     :param console: the console also of containers that run units.
     """
-    outcomes = for_each(
+    return for_each(
         names,
         lambda name: _last(settings, name, lines, console=console),
         workers=settings.workers,
         title="logs",
     )
-    raise_failures(outcomes, "logs")
-    return [(outcome.name, outcome.value or []) for outcome in outcomes]
 
 
 def follow(settings: Settings, names: Sequence[str], *, console: bool = False) -> Iterator[tuple[str, str]]:

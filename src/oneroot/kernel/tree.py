@@ -48,11 +48,6 @@ class Entry:
         return stat.S_ISREG(self.status.st_mode)
 
     @property
-    def is_link(self) -> bool:
-        """Whether it is a symbolic link."""
-        return stat.S_ISLNK(self.status.st_mode)
-
-    @property
     def is_whiteout(self) -> bool:
         """Whether it hides the lower's file of that name."""
         return xattr.is_whiteout(self.status)

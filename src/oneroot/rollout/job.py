@@ -203,7 +203,8 @@ class Job:
         specs = self._specs(steps)
         with self._timed("rollout"):
             if any(step.was_running for step in steps):
-                lifecycle.prepare(self._settings)
+                for refused in lifecycle.prepare(self._settings).values():
+                    self._note(str(refused))
             return Rollout(
                 orders,
                 [step for step in steps if not step.was_running or step.container in specs],

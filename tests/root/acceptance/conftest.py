@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,8 +20,10 @@ BASE = ("base", "create", "core", "--source", "debian:bookworm", "--suite", "boo
 def place() -> Iterator[Path]:
     made = Path(tempfile.mkdtemp(prefix="oneroot-acceptance-", dir="/var/tmp"))
     made.chmod(0o711)
-    yield made
-    remove_tree(made)
+    with open("/var/tmp/oneroot-acceptance.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two runs of these tests would have the same addresses
+        yield made
+        remove_tree(made)
 
 
 def new_scene(place: Path) -> Scene:

@@ -47,10 +47,9 @@ BAD_NAMES = {
 def test_a_name_that_is_none(neighbour: Scene, name: str) -> None:
     words: list[tuple[str, ...]] = [
         ("create", *COMMAND, "--", name),
-        ("start", "--", name),
         ("rm", "--force", "--yes", "--", name),
     ]
-    with unchanged(neighbour), ThreadPoolExecutor(3) as pool:
+    with unchanged(neighbour), ThreadPoolExecutor(2) as pool:
         all_said = list(pool.map(lambda one: refuse(neighbour, *one, code=2, why=NO_NAME), words))
     for said in all_said:
         assert not any(ord(char) < 32 and char != "\n" for char in said.err), ascii(said.err)

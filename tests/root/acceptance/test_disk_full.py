@@ -116,13 +116,13 @@ def disk(place: Path, with_containers: Scene) -> Iterator[Disk]:
 def test_upgrading(disk: Disk) -> None:
     scene = disk.scene
     words = ("base", "upgrade", "core")
-    for leave in (0, 100 << 10, 20 << 20):
+    for leave in (0, 20 << 20):
         disk.fill(leave)
         with unchanged(scene):
             refuse(scene, *words, code=1, why=NO_SPACE)
         scene.assert_whole()
         disk.empty()
-    for label in ("before: install", "before: fold", "before: scrub"):
+    for label in ("before: install", "before: fold"):
         begun = Begun(scene, *words, "--format", "json", log=disk.log)
         begun.wait_for(label)
         disk.fill()

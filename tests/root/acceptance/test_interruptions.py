@@ -71,16 +71,15 @@ def test_in_the_middle_of_a_rollout(scene_of_two: Scene, numbers: tuple[int, ...
     assert running(scene) == dict.fromkeys(CONTAINERS, 2)
 
 
-@pytest.mark.parametrize("label", ["before: install", "before: fold"])
-def test_in_the_middle_of_an_upgrade(scene: Scene, label: str) -> None:
+def test_in_the_middle_of_an_upgrade(scene: Scene) -> None:
     scene.run("start", "ac*")
     before = states(scene)
-    number = signal.SIGINT if label == "before: install" else signal.SIGHUP
-    interrupt(scene, label, (number,), *PATCH)
-    assert states(scene) == before
-    assert generations(scene) == [1] and base(scene)["current"] == 1
-    assert not (scene.place / "store/bases/core/stage").exists()
-    scene.assert_whole()
+    for label, number in (("before: install", signal.SIGINT), ("before: fold", signal.SIGHUP)):
+        interrupt(scene, label, (number,), *PATCH)
+        assert states(scene) == before
+        assert generations(scene) == [1] and base(scene)["current"] == 1
+        assert not (scene.place / "store/bases/core/stage").exists()
+        scene.assert_whole()
     scene.run(*PATCH)
     assert running(scene) == dict.fromkeys(CONTAINERS, 2)
     assert generations(scene) == [1, 2]

@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from oneroot.container import spec
+from oneroot.container.state import read_states
 from tests.command import Said, refused
 from tests.root.scene import Scene
 
@@ -40,8 +42,9 @@ def picture(scene: Scene) -> dict[str, tuple[object, ...]]:
     found: dict[str, tuple[object, ...]] = {}
     for name in ("store", "lxc"):
         _look(scene.place, name, found)
-    for state in states(scene).values():
-        found[f"state of {state['name']}"] = (state["state"], state["generation"], state["pid"])
+    settings = scene.settings
+    for state in read_states(settings, spec.names(settings.paths)):
+        found[f"state of {state.name}"] = (state.state, state.generation, state.pid)
     return found
 
 
