@@ -46,12 +46,14 @@ from oneroot.kernel import copy, mount
 from oneroot.kernel.tree import Tree, remove_tree
 from oneroot.names import BaseName, ContainerName, base_name
 from oneroot.settings import Settings
-from oneroot.work import interrupt, killpoint
+from oneroot.work import interrupt, killpoint, locks
 from oneroot.work.journal import Journal, RunId, RunState, RunStep, StepState
 from oneroot.work.parallel import Outcome, for_each
 from oneroot.work.progress import SILENT, Progress
 from oneroot.work.steps import apply_all, describe_all
 
+_PATIENCE = 60.0
+"""Seconds to wait for another command that makes the same containers."""
 _COMPARED = ("base", "units", "command", "limits", "publish", "health", "autostart")
 
 
@@ -115,6 +117,15 @@ def ensure(
     """
     request.check(asked)
     _check_privilege(asked)
+    if dry_run:
+        return _ensure(settings, asked, progress, dry_run=True)
+    with locks.group(settings.paths, asked.name, verb=f"create {asked.name}", wait=_PATIENCE):
+        return _ensure(settings, asked, progress, dry_run=False)
+
+
+def _ensure(
+    settings: Settings, asked: CreateRequest, progress: Progress, *, dry_run: bool
+) -> list[Outcome[CreateResult]]:
     names = request.names(asked)
     design = _design(settings, asked)
     outcomes: dict[str, Outcome[CreateResult]] = {}
@@ -396,6 +407,11 @@ class _Maker:
         try:
             interrupt.check()
             apply_all(making.steps(self._settings, self._design.mould, one)[-1:])
+        except FileExistsError:
+            # The same command, given twice at once: the other one was faster with this container.
+            self._journal.mark(self._run, one.name, StepState.DONE)
+            found = spec.load(self._settings.paths, one.name)
+            return Outcome(name=one.name, value=CreateResult(status=Made.EXISTED, spec=found))
         except OSError as error:
             failure = _failure(one.name, error)
             self._journal.mark(self._run, one.name, StepState.FAILED, str(failure))

@@ -158,15 +158,17 @@ class Journal:
         return connection
 
     def _migrate(self, connection: sqlite3.Connection) -> None:
-        found = int(connection.execute("PRAGMA user_version").fetchone()[0])
+        while (found := _version(connection)) < len(_MIGRATIONS):
+            connection.execute("BEGIN IMMEDIATE")
+            if _version(connection) == found:  # else another process was faster
+                for statement in filter(str.strip, _MIGRATIONS[found].split(";")):
+                    connection.execute(statement)
+                connection.execute(f"PRAGMA user_version = {found + 1}")
+            connection.execute("COMMIT")
         if found > len(_MIGRATIONS):
             raise CorruptState(
                 f"The journal {self._path} is of version {found}, this oneroot knows {len(_MIGRATIONS)}",
                 fix="use the oneroot that wrote it, or a newer one",
-            )
-        for number in range(found, len(_MIGRATIONS)):
-            connection.executescript(
-                f"BEGIN IMMEDIATE; {_MIGRATIONS[number]} PRAGMA user_version = {number + 1}; COMMIT;"
             )
 
     def close(self) -> None:
@@ -320,6 +322,10 @@ class Journal:
                 if isinstance(error, sqlite3.OperationalError):
                     raise _storage_error(self._path, error) from error
                 raise
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    return int(connection.execute("PRAGMA user_version").fetchone()[0])
 
 
 def free_ballast(paths: Paths) -> None:

@@ -75,6 +75,13 @@ def base(paths: Paths, name: str, *, verb: str, wait: float = 0) -> Iterator[Non
 
 
 @contextlib.contextmanager
+def group(paths: Paths, name: str, *, verb: str, wait: float = 0) -> Iterator[None]:
+    """Hold the name that containers are made under, so that nobody makes the same ones at once."""
+    with _hold(paths, f"group-{name}", f"The making of {name}", verb, wait):
+        yield
+
+
+@contextlib.contextmanager
 def container(paths: Paths, name: str, *, verb: str, wait: float = 0) -> Iterator[None]:
     """Hold a container: its upper, its declaration, its being started or stopped."""
     with _hold(paths, f"container-{name}", f"The container {name}", verb, wait):

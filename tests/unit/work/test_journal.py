@@ -95,3 +95,22 @@ def test_proofs_are_kept(paths: Paths) -> None:
         journal.record_proof("core", 8, True, {"base": "core", "n": 2})
         (_, proven, document), (_, older, _) = journal.proofs("core")
     assert (proven, older, document) == (True, False, {"base": "core", "n": 2})
+
+
+def test_many_may_open_a_new_one_at_once(paths: Paths) -> None:
+    for _ in range(5):
+        program = (
+            "import sys\nfrom pathlib import Path\nfrom oneroot.settings import Paths\n"
+            "from oneroot.work.journal import Journal\nsys.stdin.read()\n"
+            "Journal(Paths(store=Path(sys.argv[1]))).begin('create', 'web')\n"
+        )
+        children = [
+            subprocess.Popen([sys.executable, "-c", program, str(paths.store)], stdin=subprocess.PIPE)
+            for _ in range(6)
+        ]
+        for child in children:
+            assert child.stdin is not None
+            child.stdin.close()
+        assert [child.wait() for child in children] == [0] * 6
+        for file in paths.store.iterdir():
+            file.unlink()
