@@ -3,7 +3,7 @@
 #   make test    sets up, then runs all tests
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo demo-clean test test-kill check format deb collection bench clean
+.PHONY: help setup demo demo-clean test test-acceptance test-kill check format clean
 
 BIN := .venv/bin
 PYTHON ?= /usr/bin/python3
@@ -36,7 +36,10 @@ demo-clean: ## Remove what the demo made
 	$(BIN)/python examples/demo/demo.py clean
 
 test: setup ## Run all tests, as root
-	ONEROOT_TESTS_MUST_RUN=1 $(BIN)/python -m pytest tests --durations=15
+	ONEROOT_TESTS_MUST_RUN=1 $(BIN)/python -m pytest tests --ignore tests/root/acceptance --durations=15
+
+test-acceptance: setup ## Run the tests of bad input, damage, full disks and signals, as root
+	ONEROOT_TESTS_MUST_RUN=1 $(BIN)/python -m pytest tests/root/acceptance
 
 test-kill: setup ## Kill every changing command at 100 random moments
 	ONEROOT_TESTS_MUST_RUN=1 $(BIN)/python -m pytest tests/root/kill/test_random_kills.py --random-kills 100
